@@ -1,0 +1,1 @@
+//! `.npz` archives and `.npy` arrays, validated before anything is parsed or allocated.

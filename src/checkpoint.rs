@@ -1,1 +1,465 @@
-//! stub
+//! Model files: parameters, Adam's moments, progress, configuration and vocabulary in one safetensors file.
+//!
+//! Tensors: every parameter under its name in the [`ParamTable`](crate::model::ParamTable), `adam/m/…` and `adam/v/…`
+//! of the same shapes, and `data/train_rows`, the sorted fingerprints of the training rows. Everything else is JSON
+//! under the one metadata key `recurve`, so that equal models are equal bytes. [`Weights`] are the parameters alone,
+//! as Keras lays them out, in `.npz` or `.safetensors`.
+
+use crate::backend::{AdamConfig, TrainState};
+use crate::data::npz;
+use crate::data::text::Vocabulary;
+use crate::data::{DataOptions, Dataset, Encoding, Words, row_fingerprint};
+use crate::error::{Error, Result};
+use crate::files;
+use crate::metrics::Metrics;
+use crate::model::{Cell, Model, ModelConfig};
+use crate::train::{EpochMetrics, TrainOptions};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::path::Path;
+
+/// The metadata key.
+const KEY: &str = "recurve";
+/// Raised when a file of the format before could be misread.
+const FORMAT: u32 = 1;
+const TRAIN_ROWS: &str = "data/train_rows";
+
+/// Where a training stands.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Progress {
+    /// Epochs that are done.
+    pub epoch: u32,
+    /// Batches of the epoch after them that are done.
+    pub batch: u64,
+    /// Metrics of those batches.
+    pub metrics: Metrics,
+    /// Each finished epoch.
+    pub history: Vec<EpochMetrics>,
+    /// The best epoch so far: 1-based, with what it was chosen by.
+    pub best: Option<Best>,
+}
+
+/// The epoch a training would be judged by.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Best {
+    /// 1-based.
+    pub epoch: u32,
+    /// Its validation loss, or its training loss where there is no validation part.
+    pub loss: f64,
+}
+
+/// A model file's contents.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Checkpoint {
+    /// Shapes and parameter table.
+    pub model: Model,
+    /// Parameters, moments and step.
+    pub state: TrainState,
+    /// Adam's constants.
+    pub adam: AdamConfig,
+    /// How text becomes ids.
+    pub encoding: Encoding,
+    /// Class names.
+    pub classes: Vec<String>,
+    /// What it was trained on.
+    pub data: DataOptions,
+    /// The data set's short name.
+    pub data_name: String,
+    /// The data set's hash.
+    pub data_sha256: String,
+    /// Sorted [`row_fingerprint`]s of the training rows.
+    pub train_rows: Vec<u32>,
+    /// How it was trained.
+    pub options: TrainOptions,
+    /// How far.
+    pub progress: Progress,
+}
+
+/// [`Checkpoint`] as JSON, less what is a tensor.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Header {
+    format: u32,
+    config: ModelConfig,
+    adam: AdamConfig,
+    step: u64,
+    maxlen: usize,
+    words: HeaderWords,
+    classes: Vec<String>,
+    data: DataOptions,
+    data_name: String,
+    data_sha256: String,
+    options: TrainOptions,
+    progress: Progress,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum HeaderWords {
+    Known(Vec<String>),
+    ImdbIndex,
+    Prepared,
+}
+
+impl Checkpoint {
+    /// A training that has not begun.
+    pub fn new(
+        model: Model,
+        params: Vec<f32>,
+        adam: AdamConfig,
+        dataset: &Dataset,
+        options: TrainOptions,
+    ) -> Self {
+        let mut train_rows: Vec<u32> =
+            (0..dataset.train.rows()).map(|row| row_fingerprint(dataset.train.row(row))).collect();
+        train_rows.sort_unstable();
+        Self {
+            model,
+            state: TrainState::new(params),
+            adam,
+            encoding: dataset.encoding.clone(),
+            classes: dataset.classes.clone(),
+            data: dataset.options.clone(),
+            data_name: dataset.name.clone(),
+            data_sha256: dataset.sha256.clone(),
+            train_rows,
+            options,
+            progress: Progress::default(),
+        }
+    }
+
+    /// Writes the file whole or not at all.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let bytes = self.to_bytes().map_err(|message| Error::format(path, "", message))?;
+        files::write_bytes(path, &bytes)
+    }
+
+    fn to_bytes(&self) -> std::result::Result<Vec<u8>, String> {
+        let header = Header {
+            format: FORMAT,
+            config: self.model.config,
+            adam: self.adam,
+            step: self.state.t,
+            maxlen: self.encoding.maxlen,
+            words: match &self.encoding.words {
+                Words::Known(vocabulary) => HeaderWords::Known(vocabulary.words().to_vec()),
+                Words::ImdbIndex => HeaderWords::ImdbIndex,
+                Words::Prepared => HeaderWords::Prepared,
+            },
+            classes: self.classes.clone(),
+            data: self.data.clone(),
+            data_name: self.data_name.clone(),
+            data_sha256: self.data_sha256.clone(),
+            options: self.options.clone(),
+            progress: self.progress.clone(),
+        };
+        let json = serde_json::to_string(&header).map_err(|e| e.to_string())?;
+        let mut tensors = Vec::new();
+        for (prefix, arena) in
+            [("", &self.state.params), ("adam/m/", &self.state.m), ("adam/v/", &self.state.v)]
+        {
+            tensors.extend(arena_tensors(&self.model, prefix, arena)?);
+        }
+        let rows = little_endian(self.train_rows.iter().map(|row| row.to_le_bytes()));
+        let shape = vec![self.train_rows.len()];
+        tensors.push((TRAIN_ROWS.to_string(), Tensor { dtype: Dtype::U32, shape, bytes: rows }));
+        to_safetensors(&tensors, Some(json))
+    }
+
+    /// Reads a model file.
+    ///
+    /// # Errors
+    /// If it is not one, is of a later format, or its tensors do not fit its configuration. Memory stays in
+    /// proportion to the file.
+    pub fn load(path: &Path) -> Result<Self> {
+        let bytes = std::fs::read(path).map_err(Error::io(path, "read"))?;
+        Self::from_bytes(&bytes, path)
+    }
+
+    /// [`Self::load`] from bytes; `path` is for messages.
+    pub fn from_bytes(bytes: &[u8], path: &Path) -> Result<Self> {
+        let bad = |place: &str, message: String| Error::format(path, place, message);
+        let (_, metadata) = SafeTensors::read_metadata(bytes)
+            .map_err(|e| bad("", format!("not a model file: {e}; expected a safetensors file")))?;
+        let json = metadata.metadata().as_ref().and_then(|m| m.get(KEY)).ok_or_else(|| {
+            bad(
+                "",
+                "a safetensors file without recurve's configuration (weights alone?); train from it with --init".into(),
+            )
+        })?;
+        let header: Header =
+            serde_json::from_str(json).map_err(|e| bad("metadata", format!("not recurve's: {e}")))?;
+        if header.format != FORMAT {
+            let found = format!("format {}, expected {FORMAT}; use a newer recurve", header.format);
+            return Err(bad("metadata", found));
+        }
+        let model = Model::new(header.config).map_err(|e| bad("configuration", e.to_string()))?;
+        if header.classes.len() != header.config.classes {
+            let found = format!("{} names for {} classes", header.classes.len(), header.config.classes);
+            return Err(bad("classes", found));
+        }
+        if !(1..=DataOptions::MAXLEN_MAX).contains(&header.maxlen) {
+            let found = format!("{}; expected 1 to {}", header.maxlen, DataOptions::MAXLEN_MAX);
+            return Err(bad("maxlen", found));
+        }
+        if header.options.batch_size == 0 || header.options.check().is_err() {
+            return Err(bad("options", "training options out of range".into()));
+        }
+        let progress = &header.progress;
+        if progress.batch > header.step || progress.history.len() != progress.epoch as usize {
+            let found = format!(
+                "epoch {} with {} history rows, batch {} of step {}: these do not fit each other",
+                progress.epoch,
+                progress.history.len(),
+                progress.batch,
+                header.step
+            );
+            return Err(bad("progress", found));
+        }
+        let words = match header.words {
+            HeaderWords::Known(words) => {
+                let vocabulary =
+                    Vocabulary::from_words(words).map_err(|e| bad("vocabulary", e.to_string()))?;
+                if vocabulary.ids() > header.config.vocab {
+                    let found =
+                        format!("{} ids for an embedding of {}", vocabulary.ids(), header.config.vocab);
+                    return Err(bad("vocabulary", found));
+                }
+                Words::Known(vocabulary)
+            }
+            HeaderWords::ImdbIndex => Words::ImdbIndex,
+            HeaderWords::Prepared => Words::Prepared,
+        };
+        let tensors = SafeTensors::deserialize(bytes).map_err(|e| bad("", e.to_string()))?;
+        let arena = |prefix| read_arena(&model, &tensors, prefix).map_err(|message| bad("tensors", message));
+        let state = TrainState {
+            params: arena("")?,
+            m: arena("adam/m/")?,
+            v: arena("adam/v/")?,
+            t: header.step,
+        };
+        let rows = tensors
+            .tensor(TRAIN_ROWS)
+            .ok()
+            .filter(|rows| rows.dtype() == Dtype::U32)
+            .ok_or_else(|| bad("tensors", format!("{TRAIN_ROWS} is missing or not U32")))?;
+        let train_rows = rows.data().chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        Ok(Self {
+            encoding: Encoding {
+                maxlen: header.maxlen,
+                padding: header.data.padding,
+                truncating: header.data.truncating,
+                words,
+            },
+            model,
+            state,
+            adam: header.adam,
+            classes: header.classes,
+            data: header.data,
+            data_name: header.data_name,
+            data_sha256: header.data_sha256,
+            train_rows,
+            options: header.options,
+            progress: header.progress,
+        })
+    }
+
+    /// True if a row of these ids (or one that looks the same, once in some hundred thousand) was trained on.
+    pub fn trained_on(&self, ids: &[u32]) -> bool {
+        self.train_rows.binary_search(&row_fingerprint(ids)).is_ok()
+    }
+}
+
+/// Parameters alone, with the shapes they imply.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Weights {
+    /// The model they fit.
+    pub model: Model,
+    /// The arena.
+    pub params: Vec<f32>,
+}
+
+/// The file formats of [`Weights`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WeightsFormat {
+    /// A NumPy archive.
+    Npz,
+    /// Safetensors.
+    Safetensors,
+}
+
+impl WeightsFormat {
+    /// From the file name's extension.
+    pub fn of(path: &Path, flag: &str) -> Result<Self> {
+        match path.extension().and_then(|e| e.to_str()) {
+            Some("npz") => Ok(Self::Npz),
+            Some("safetensors") => Ok(Self::Safetensors),
+            _ => Err(Error::usage(
+                flag,
+                format!("{} does not end in .npz or .safetensors, the formats of weights", path.display()),
+            )),
+        }
+    }
+}
+
+impl Weights {
+    /// Reads Keras-layout weights, or the parameters of a model file; shapes are inferred.
+    pub fn load(path: &Path) -> Result<Self> {
+        let found: HashMap<String, (Vec<usize>, Vec<f32>)> = match WeightsFormat::of(path, "--init")? {
+            WeightsFormat::Npz => {
+                let mut archive = npz::NpzArchive::open(path)?;
+                let mut found = HashMap::new();
+                for name in archive.names() {
+                    let (shape, values) = archive.read_floats(&name)?;
+                    found.insert(name, (shape, values));
+                }
+                found
+            }
+            WeightsFormat::Safetensors => {
+                let bytes = std::fs::read(path).map_err(Error::io(path, "read"))?;
+                let tensors = SafeTensors::deserialize(&bytes)
+                    .map_err(|e| Error::format(path, "", format!("not a safetensors file: {e}")))?;
+                let mut found = HashMap::new();
+                for name in tensors.names() {
+                    if name.starts_with("adam/") || name == TRAIN_ROWS {
+                        continue;
+                    }
+                    let view = tensors.tensor(name).map_err(|e| Error::format(path, name, e.to_string()))?;
+                    let values = floats(&view).map_err(|message| Error::format(path, name, message))?;
+                    found.insert(name.to_string(), (view.shape().to_vec(), values));
+                }
+                found
+            }
+        };
+        let shape = |name: &str, axes: usize| match found.get(name) {
+            Some((shape, _)) if shape.len() == axes => Ok(shape),
+            Some((shape, _)) => Err(Error::format(path, name, format!("shape {shape:?}, expected {axes} axes"))),
+            None => {
+                let mut names: Vec<&str> = found.keys().map(String::as_str).collect();
+                names.sort_unstable();
+                Err(Error::format(path, "", format!("no array {name}; found {names:?}")))
+            }
+        };
+        let embeddings = shape("embedding/embeddings", 2)?;
+        let config = ModelConfig {
+            vocab: embeddings[0],
+            embed: embeddings[1],
+            cell: Cell::Lstm,
+            hidden: shape("lstm/recurrent_kernel", 2)?[0],
+            layers: 1,
+            classes: shape("dense/bias", 1)?[0],
+        };
+        let model = Model::new(config).map_err(|e| Error::format(path, "", e.to_string()))?;
+        let mut params = Vec::new();
+        for spec in model.table.specs() {
+            let (found_shape, values) = found
+                .get(spec.name)
+                .ok_or_else(|| Error::format(path, "", format!("no array {}", spec.name)))?;
+            if *found_shape != spec.shape {
+                let message = format!("shape {found_shape:?}, expected {:?} beside the other arrays", spec.shape);
+                return Err(Error::format(path, spec.name, message));
+            }
+            params.extend_from_slice(values);
+        }
+        Ok(Self { model, params })
+    }
+
+    /// Writes the parameters under Keras' names, as the extension says.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        match WeightsFormat::of(path, "--to")? {
+            WeightsFormat::Npz => files::write_atomically(path, |out| {
+                let arrays: Vec<(&str, &[usize], &[f32])> = self
+                    .model
+                    .table
+                    .specs()
+                    .iter()
+                    .map(|spec| (spec.name, spec.shape.as_slice(), &self.params[spec.range()]))
+                    .collect();
+                npz::write_npz(out, &arrays).map_err(Error::io(path, "write"))
+            }),
+            WeightsFormat::Safetensors => {
+                let bytes = arena_tensors(&self.model, "", &self.params)
+                    .and_then(|tensors| to_safetensors(&tensors, None))
+                    .map_err(|message| Error::format(path, "", message))?;
+                files::write_bytes(path, &bytes)
+            }
+        }
+    }
+}
+
+struct Tensor {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: Vec<u8>,
+}
+
+fn little_endian(words: impl Iterator<Item = [u8; 4]>) -> Vec<u8> {
+    words.flatten().collect()
+}
+
+fn arena_tensors(
+    model: &Model,
+    prefix: &str,
+    arena: &[f32],
+) -> std::result::Result<Vec<(String, Tensor)>, String> {
+    if arena.len() != model.table.len() {
+        return Err(format!("an arena of {} elements, expected {}", arena.len(), model.table.len()));
+    }
+    Ok(model
+        .table
+        .specs()
+        .iter()
+        .map(|spec| {
+            let bytes = little_endian(arena[spec.range()].iter().map(|x| x.to_le_bytes()));
+            (format!("{prefix}{}", spec.name), Tensor { dtype: Dtype::F32, shape: spec.shape.clone(), bytes })
+        })
+        .collect())
+}
+
+fn to_safetensors(
+    tensors: &[(String, Tensor)],
+    json: Option<String>,
+) -> std::result::Result<Vec<u8>, String> {
+    let mut views = Vec::with_capacity(tensors.len());
+    for (name, tensor) in tensors {
+        let view = TensorView::new(tensor.dtype, tensor.shape.clone(), &tensor.bytes).map_err(|e| e.to_string())?;
+        views.push((name.as_str(), view));
+    }
+    let metadata = json.map(|json| HashMap::from([(KEY.to_string(), json)]));
+    safetensors::serialize(views, metadata).map_err(|e| e.to_string())
+}
+
+fn floats(view: &TensorView<'_>) -> std::result::Result<Vec<f32>, String> {
+    match view.dtype() {
+        Dtype::F32 => {
+            Ok(view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+        }
+        Dtype::F64 => Ok(view
+            .data()
+            .chunks_exact(8)
+            .map(|b| f64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]) as f32)
+            .collect()),
+        other => Err(format!("type {other:?}, expected F32 or F64")),
+    }
+}
+
+fn read_arena(model: &Model, tensors: &SafeTensors<'_>, prefix: &str) -> std::result::Result<Vec<f32>, String> {
+    let mut arena = Vec::new();
+    for spec in model.table.specs() {
+        let name = format!("{prefix}{}", spec.name);
+        let view = tensors.tensor(&name).map_err(|_| format!("{name} is missing"))?;
+        if view.shape() != spec.shape || view.dtype() != Dtype::F32 {
+            return Err(format!(
+                "{name} is {:?} {:?}, expected F32 {:?}",
+                view.dtype(),
+                view.shape(),
+                spec.shape
+            ));
+        }
+        arena.extend(floats(&view)?);
+    }
+    Ok(arena)
+}

@@ -25,9 +25,11 @@ pub mod backend;
 pub mod checkpoint;
 pub mod data;
 pub mod error;
+pub mod files;
 pub mod metrics;
 pub mod model;
 pub mod rng;
+pub mod run;
 pub mod train;
 
 pub use error::{Error, Result};

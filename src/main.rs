@@ -1,2 +1,9 @@
-//! The command line.
-fn main() {}
+//! The `recurve` command line; everything it does is in the library.
+
+mod cli;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::main()
+}

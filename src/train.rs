@@ -1,1 +1,322 @@
-//! stub
+//! The epoch loop. It sees a back end only as an [`Engine`], a model file only as a [`Checkpoint`], and whoever
+//! watches only as an [`Observer`].
+
+use crate::backend::{Engine, Part, Parts, StepState};
+use crate::checkpoint::{Best, Checkpoint};
+use crate::data::Dataset;
+use crate::data::batch::epoch_order;
+use crate::error::{Error, Result};
+use crate::metrics::Metrics;
+use serde::{Deserialize, Serialize};
+use std::time::{Duration, Instant};
+
+/// How to train.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainOptions {
+    /// Passes over the training rows, in all.
+    pub epochs: u32,
+    /// Rows of a batch; the last one of an epoch may be smaller.
+    pub batch_size: usize,
+    /// Learning rate.
+    pub lr: f32,
+    /// Slots of the shuffle buffer; 0 is the file's order.
+    pub shuffle_buffer: usize,
+    /// Seed of the initial weights and of every order.
+    pub seed: u64,
+    /// Decoupled weight decay; 0 is off.
+    pub weight_decay: f32,
+    /// Largest global norm of the gradient; 0 is off.
+    pub clip_norm: f32,
+    /// Stop after this many epochs without a lower validation loss.
+    pub patience: Option<u32>,
+}
+
+impl Default for TrainOptions {
+    /// The reference program's.
+    fn default() -> Self {
+        Self {
+            epochs: 10,
+            batch_size: 32,
+            lr: 0.001,
+            shuffle_buffer: 10_000,
+            seed: 0,
+            weight_decay: 0.0,
+            clip_norm: 0.0,
+            patience: None,
+        }
+    }
+}
+
+impl TrainOptions {
+    /// The largest `--batch-size`.
+    pub const BATCH_SIZE_MAX: usize = 1 << 20;
+
+    /// Refuses values out of range.
+    pub fn check(&self) -> Result<()> {
+        let range = |flag: &str, found: String, expected: &str| {
+            Err(Error::usage(flag, format!("{found} is out of range; expected {expected}")))
+        };
+        if !(1..=Self::BATCH_SIZE_MAX).contains(&self.batch_size) {
+            return range("--batch-size", self.batch_size.to_string(), "1 to 1048576");
+        }
+        if !(self.lr.is_finite() && self.lr > 0.0) {
+            return range("--lr", self.lr.to_string(), "a number above 0");
+        }
+        if !(self.weight_decay.is_finite() && self.weight_decay >= 0.0) {
+            return range("--weight-decay", self.weight_decay.to_string(), "a number of at least 0");
+        }
+        if !(self.clip_norm.is_finite() && self.clip_norm >= 0.0) {
+            return range("--clip-norm", self.clip_norm.to_string(), "a number of at least 0");
+        }
+        if self.epochs == 0 {
+            return range("--epochs", "0".into(), "at least 1");
+        }
+        if self.patience == Some(0) {
+            return range("--patience", "0".into(), "at least 1");
+        }
+        Ok(())
+    }
+
+    /// Batches of an epoch over `rows` rows.
+    pub fn batches(&self, rows: usize) -> usize {
+        rows.div_ceil(self.batch_size)
+    }
+
+    /// The steps of one epoch over `rows` rows, the first being step `t + 1` of the training.
+    pub fn steps(&self, rows: usize, t: u64) -> Result<Vec<StepState>> {
+        (0..self.batches(rows))
+            .map(|batch| {
+                let start = batch * self.batch_size;
+                let size = self.batch_size.min(rows - start);
+                let narrow = |n: usize| {
+                    u32::try_from(n).map_err(|_| Error::Failed(format!("{rows} rows are more than 2^32")))
+                };
+                Ok(StepState {
+                    weight_decay: self.weight_decay,
+                    clip_norm: self.clip_norm,
+                    ..StepState::new(t + 1 + batch as u64, self.lr, narrow(start)?, narrow(size)?)
+                })
+            })
+            .collect()
+    }
+}
+
+/// The figures of one epoch. Accuracies are fractions.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EpochMetrics {
+    /// 1-based.
+    pub epoch: u32,
+    /// Mean of the batch losses while training.
+    pub loss: f64,
+    /// Share of training rows classified rightly, each before its batch's step.
+    pub accuracy: f64,
+    /// After the epoch, where there is a validation part.
+    pub validation_loss: Option<f64>,
+    /// After the epoch, where there is a validation part.
+    pub validation_accuracy: Option<f64>,
+    /// After the epoch, where there is a test part.
+    pub test_loss: Option<f64>,
+    /// After the epoch, where there is a test part.
+    pub test_accuracy: Option<f64>,
+}
+
+/// The seconds of one epoch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct EpochSeconds {
+    /// Training alone.
+    pub train_seconds: f64,
+    /// Both evaluations.
+    pub eval_seconds: f64,
+}
+
+/// Who watches a training, keeps its files and may stop it.
+pub trait Observer {
+    /// Some batches of epoch `epoch` (1-based) are done.
+    fn batches(&mut self, epoch: u32, metrics: &Metrics, of: u64, elapsed: Duration) {
+        let _ = (epoch, metrics, of, elapsed);
+    }
+
+    /// An epoch is done; `checkpoint` holds it, and `best` says that it is the best so far.
+    fn epoch(&mut self, checkpoint: &Checkpoint, seconds: EpochSeconds, best: bool) -> Result<()> {
+        let _ = (checkpoint, seconds, best);
+        Ok(())
+    }
+
+    /// [`Self::stop`] was heeded in the middle of an epoch; `checkpoint` holds the state to go on from.
+    fn interrupted(&mut self, checkpoint: &Checkpoint) -> Result<()> {
+        let _ = checkpoint;
+        Ok(())
+    }
+
+    /// True to stop as soon as the batches in flight are done.
+    fn stop(&self) -> bool {
+        false
+    }
+}
+
+/// Nobody watches.
+impl Observer for () {}
+
+/// Why a training ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ending {
+    /// All epochs are done.
+    Finished,
+    /// The validation loss no longer fell.
+    Patience,
+    /// The observer said so.
+    Interrupted,
+}
+
+/// What a training cost.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Outcome {
+    /// Why it ended.
+    pub ending: Ending,
+    /// Steps of this run (not of the ones it continued).
+    pub steps: u64,
+    /// Seconds until the engine held model and data.
+    pub load_seconds: f64,
+}
+
+/// Batches between two looks at the clock: as many as take about this long, so that a key press is heeded soon and
+/// a device is rarely waited for.
+const POLL: Duration = Duration::from_millis(60);
+
+/// Trains `checkpoint` on `engine` until its options' epochs are done, from wherever its progress stands. Afterwards
+/// `checkpoint` holds the final state.
+///
+/// The same checkpoint gives the same bits on the same back end, whether the epochs ran in one call or were stopped
+/// and continued, and for any number of threads.
+///
+/// # Errors
+/// What the engine or the observer returns; [`Error::Diverged`] if a loss is not finite, with `checkpoint` as it was
+/// after the last whole epoch.
+pub fn train(
+    engine: &mut dyn Engine,
+    checkpoint: &mut Checkpoint,
+    dataset: &Dataset,
+    observer: &mut dyn Observer,
+) -> Result<Outcome> {
+    let options = checkpoint.options.clone();
+    options.check()?;
+    if options.patience.is_some() && dataset.validation.is_none() {
+        return Err(Error::usage(
+            "--patience",
+            "early stopping needs a validation part; add --validation-fraction 0.1 (the test part never chooses)",
+        ));
+    }
+    let begun = Instant::now();
+    engine.load(
+        &checkpoint.model,
+        &checkpoint.state,
+        checkpoint.adam,
+        Parts {
+            train: Some(&dataset.train),
+            validation: dataset.validation.as_ref(),
+            test: dataset.test.as_ref(),
+        },
+    )?;
+    let mut outcome =
+        Outcome { ending: Ending::Finished, steps: 0, load_seconds: begun.elapsed().as_secs_f64() };
+    let rows = dataset.train.rows();
+    let narrow_rows = u32::try_from(rows).map_err(|_| Error::Failed(format!("{rows} rows are more than 2^32")))?;
+
+    while checkpoint.progress.epoch < options.epochs {
+        if patience_is_over(checkpoint, &options) {
+            outcome.ending = Ending::Patience;
+            return Ok(outcome);
+        }
+        if observer.stop() {
+            observer.interrupted(checkpoint)?;
+            outcome.ending = Ending::Interrupted;
+            return Ok(outcome);
+        }
+        let number = checkpoint.progress.epoch + 1;
+        let done = checkpoint.progress.batch;
+        let order = epoch_order(narrow_rows, options.shuffle_buffer, options.seed, checkpoint.progress.epoch);
+        engine.set_order(&order, checkpoint.progress.metrics)?;
+        // `state.t` counts the batches of this epoch that are done already.
+        let steps = options.steps(rows, checkpoint.state.t - done)?;
+        let of = steps.len() as u64;
+        let mut rest = steps.get(usize::try_from(done).unwrap_or(usize::MAX)..).unwrap_or_default();
+        let epoch_begun = Instant::now();
+        let mut metrics = checkpoint.progress.metrics;
+        let mut chunk = 1;
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at(chunk.min(rest.len()));
+            let chunk_begun = Instant::now();
+            engine.train(now)?;
+            metrics = engine.poll(true)?;
+            rest = later;
+            outcome.steps += now.len() as u64;
+            if !metrics.loss_sum.is_finite() {
+                return Err(diverged(number, metrics.batches, metrics.loss_sum));
+            }
+            observer.batches(number, &metrics, of, epoch_begun.elapsed());
+            if observer.stop() && !rest.is_empty() {
+                checkpoint.state = engine.read_state()?;
+                checkpoint.progress.batch = of - rest.len() as u64;
+                checkpoint.progress.metrics = metrics;
+                observer.interrupted(checkpoint)?;
+                outcome.ending = Ending::Interrupted;
+                return Ok(outcome);
+            }
+            let took = chunk_begun.elapsed();
+            chunk = if took < POLL / 2 { chunk * 2 } else if took > POLL * 2 { (chunk / 2).max(1) } else { chunk };
+        }
+        let train_seconds = epoch_begun.elapsed().as_secs_f64();
+
+        let evaluation_begun = Instant::now();
+        let mut evaluate = |part: Part, there: bool| -> Result<Option<Metrics>> {
+            if !there {
+                return Ok(None);
+            }
+            let metrics = engine.evaluate(part, options.batch_size)?;
+            if !metrics.loss_sum.is_finite() {
+                return Err(diverged(number, of, metrics.loss_sum));
+            }
+            Ok(Some(metrics))
+        };
+        let validation = evaluate(Part::Validation, dataset.validation.is_some())?;
+        let test = evaluate(Part::Test, dataset.test.is_some())?;
+        let eval_seconds = evaluation_begun.elapsed().as_secs_f64();
+
+        let epoch = EpochMetrics {
+            epoch: number,
+            loss: metrics.loss(),
+            accuracy: metrics.accuracy(),
+            validation_loss: validation.map(|m| m.loss()),
+            validation_accuracy: validation.map(|m| m.accuracy()),
+            test_loss: test.map(|m| m.loss()),
+            test_accuracy: test.map(|m| m.accuracy()),
+        };
+        let judged_by = epoch.validation_loss.unwrap_or(epoch.loss);
+        let best = checkpoint.progress.best.is_none_or(|best| judged_by < best.loss);
+        checkpoint.state = engine.read_state()?;
+        let progress = &mut checkpoint.progress;
+        progress.epoch = number;
+        progress.batch = 0;
+        progress.metrics = Metrics::default();
+        progress.history.push(epoch);
+        if best {
+            progress.best = Some(Best { epoch: number, loss: judged_by });
+        }
+        observer.epoch(checkpoint, EpochSeconds { train_seconds, eval_seconds }, best)?;
+    }
+    Ok(outcome)
+}
+
+fn patience_is_over(checkpoint: &Checkpoint, options: &TrainOptions) -> bool {
+    match (options.patience, checkpoint.progress.best) {
+        (Some(patience), Some(best)) => checkpoint.progress.epoch >= best.epoch.saturating_add(patience),
+        _ => false,
+    }
+}
+
+fn diverged(epoch: u32, batch: u64, loss: f64) -> Error {
+    Error::Diverged { epoch, batch, loss, kept: None }
+}

@@ -1,10 +1,276 @@
 //! The engine of host back ends: a training step composed of their operations.
 
-/// An engine over host operations.
-pub struct HostEngine<O>(O);
-impl<O> HostEngine<O> {
-    /// An engine over `ops`.
-    pub fn new(ops: O) -> Self {
-        Self(ops)
+use super::{AdamConfig, DeviceInfo, Engine, Extent, Part, Parts, Real, StepState, TrainState};
+use crate::data::Examples;
+use crate::error::{Error, Result};
+use crate::metrics::Metrics;
+use crate::model::Model;
+use crate::model::classifier::{self, HostOps, Workspace};
+
+/// Rows that an evaluation or prediction takes at a time: enough to feed all threads, few enough for the caches.
+const CHUNK_ROWS: usize = 256;
+
+/// An engine over host operations `O` in precision `T`. Everything it is asked for is done when a call returns.
+#[derive(Debug)]
+pub struct HostEngine<T, O> {
+    ops: O,
+    info: DeviceInfo,
+    loaded: Option<Loaded<T>>,
+}
+
+/// Everything that [`Engine::load`] brings.
+#[derive(Debug)]
+struct Loaded<T> {
+    model: Model,
+    adam: AdamConfig,
+    params: Vec<T>,
+    grads: Vec<T>,
+    m: Vec<T>,
+    v: Vec<T>,
+    t: u64,
+    train: Option<Examples>,
+    validation: Option<Examples>,
+    test: Option<Examples>,
+    order: Vec<u32>,
+    metrics: Metrics,
+    workspace: Workspace<T>,
+    /// The batch in hand, time-major, and its labels.
+    ids: Vec<u32>,
+    labels: Vec<u32>,
+}
+
+impl<T: Real, O: HostOps<T>> HostEngine<T, O> {
+    /// An engine over `ops`, which calls itself `info`.
+    pub fn new(ops: O, info: DeviceInfo) -> Self {
+        Self { ops, info, loaded: None }
+    }
+
+    fn loaded(&mut self) -> Result<(&O, &mut Loaded<T>)> {
+        match &mut self.loaded {
+            Some(loaded) => Ok((&self.ops, loaded)),
+            None => Err(Error::Failed("the engine holds no model; call load first".into())),
+        }
+    }
+}
+
+fn widen<T: Real>(values: &[f32]) -> Vec<T> {
+    values.iter().map(|&x| T::from_f64(f64::from(x))).collect()
+}
+
+fn narrow<T: Real>(values: &[T]) -> Vec<f32> {
+    values.iter().map(|x| x.as_f64() as f32).collect()
+}
+
+/// Checks that a state's arenas have the model's length.
+fn check_state(model: &Model, state: &TrainState) -> Result<()> {
+    let n = model.table.len();
+    for (what, arena) in [("params", &state.params), ("m", &state.m), ("v", &state.v)] {
+        if Extent::len(arena) != n {
+            return Err(Error::Shape {
+                op: "engine",
+                what,
+                expected: format!("{n} elements (the model's parameters)"),
+                found: arena.len().to_string(),
+            });
+        }
+    }
+    Ok(())
+}
+
+impl<T: Real, O: HostOps<T>> Engine for HostEngine<T, O> {
+    fn info(&self) -> DeviceInfo {
+        self.info.clone()
+    }
+
+    fn load(&mut self, model: &Model, state: &TrainState, adam: AdamConfig, parts: Parts<'_>) -> Result<()> {
+        check_state(model, state)?;
+        for examples in [parts.train, parts.validation, parts.test].into_iter().flatten() {
+            examples.check(model.config.vocab, model.config.classes)?;
+        }
+        self.loaded = Some(Loaded {
+            model: model.clone(),
+            adam,
+            params: widen(&state.params),
+            grads: vec![T::zero(); model.table.len()],
+            m: widen(&state.m),
+            v: widen(&state.v),
+            t: state.t,
+            train: parts.train.cloned(),
+            validation: parts.validation.cloned(),
+            test: parts.test.cloned(),
+            order: Vec::new(),
+            metrics: Metrics::default(),
+            workspace: Workspace::new(),
+            ids: Vec::new(),
+            labels: Vec::new(),
+        });
+        Ok(())
+    }
+
+    fn set_order(&mut self, order: &[u32], metrics: Metrics) -> Result<()> {
+        let (_, loaded) = self.loaded()?;
+        loaded.order = order.to_vec();
+        loaded.metrics = metrics;
+        Ok(())
+    }
+
+    fn train(&mut self, steps: &[StepState]) -> Result<()> {
+        let (ops, loaded) = self.loaded()?;
+        for step in steps {
+            loaded.step(ops, step)?;
+        }
+        Ok(())
+    }
+
+    fn poll(&mut self, _wait: bool) -> Result<Metrics> {
+        Ok(self.loaded()?.1.metrics)
+    }
+
+    fn evaluate(&mut self, part: Part, batch_size: usize) -> Result<Metrics> {
+        let (ops, loaded) = self.loaded()?;
+        loaded.evaluate(ops, part, batch_size)
+    }
+
+    fn predict(&mut self, x: &[u32], rows: usize) -> Result<Vec<f32>> {
+        let (ops, loaded) = self.loaded()?;
+        loaded.predict(ops, x, rows)
+    }
+
+    fn read_state(&mut self) -> Result<TrainState> {
+        let (_, loaded) = self.loaded()?;
+        Ok(TrainState {
+            params: narrow(&loaded.params),
+            m: narrow(&loaded.m),
+            v: narrow(&loaded.v),
+            t: loaded.t,
+        })
+    }
+
+    fn write_state(&mut self, state: &TrainState) -> Result<()> {
+        let (_, loaded) = self.loaded()?;
+        check_state(&loaded.model, state)?;
+        loaded.params = widen(&state.params);
+        loaded.m = widen(&state.m);
+        loaded.v = widen(&state.v);
+        loaded.t = state.t;
+        Ok(())
+    }
+}
+
+impl<T: Real> Loaded<T> {
+    /// One batch: forward, loss, backward, Adam.
+    fn step<O: HostOps<T>>(&mut self, ops: &O, step: &StepState) -> Result<()> {
+        let Some(train) = &self.train else {
+            return Err(Error::Failed("the engine holds no training examples; load it with Parts::train".into()));
+        };
+        let start = step.batch_start as usize;
+        let rows = self.order.get(start..start.saturating_add(step.rows as usize)).ok_or_else(|| {
+            Error::Shape {
+                op: "train",
+                what: "step",
+                expected: format!("rows within the order's {}; call set_order for each epoch", self.order.len()),
+                found: format!("{} rows from {start}", step.rows),
+            }
+        })?;
+        classifier::gather(train, rows, &mut self.ids, &mut self.labels)?;
+        classifier::forward(ops, &self.model, &self.params, &self.ids, rows.len(), train.t, &mut self.workspace)?;
+        classifier::loss(ops, &self.model, &self.labels, &mut self.workspace)?;
+        ops.fill(&mut self.grads, 0.0)?;
+        classifier::backward(
+            ops,
+            &self.model,
+            &self.params,
+            &mut self.grads,
+            &self.ids,
+            &self.labels,
+            &mut self.workspace,
+        )?;
+        ops.adam(
+            &self.adam,
+            step,
+            super::Adam {
+                grads: &self.grads,
+                params: &mut self.params,
+                m: &mut self.m,
+                v: &mut self.v,
+            },
+        )?;
+        self.t = step.t;
+        self.metrics.add_batch(self.workspace.loss(), self.workspace.hits());
+        Ok(())
+    }
+
+    fn evaluate<O: HostOps<T>>(&mut self, ops: &O, part: Part, batch_size: usize) -> Result<Metrics> {
+        let examples = match part {
+            Part::Train => &self.train,
+            Part::Validation => &self.validation,
+            Part::Test => &self.test,
+        };
+        let Some(examples) = examples else {
+            return Err(Error::Failed(format!("the engine holds no {part:?} examples; load it with Parts")));
+        };
+        let batch_size = batch_size.max(1);
+        // Whole batches at a time, so that the mean of batch losses is the one of batch-wise evaluation.
+        let chunk = batch_size * (CHUNK_ROWS / batch_size).max(1);
+        let mut metrics = Metrics::default();
+        let mut rows = Vec::with_capacity(chunk.min(examples.rows()));
+        for start in (0..examples.rows()).step_by(chunk) {
+            rows.clear();
+            // Examples hold at most 2^32 rows: an order of them is made of u32.
+            rows.extend((start..(start + chunk).min(examples.rows())).filter_map(|row| u32::try_from(row).ok()));
+            classifier::gather(examples, &rows, &mut self.ids, &mut self.labels)?;
+            let count = rows.len();
+            classifier::forward(
+                ops,
+                &self.model,
+                &self.params,
+                &self.ids,
+                count,
+                examples.t,
+                &mut self.workspace,
+            )?;
+            classifier::loss(ops, &self.model, &self.labels, &mut self.workspace)?;
+            let (loss, hits) = (self.workspace.loss(), self.workspace.hits());
+            for (loss, hits) in loss.chunks(batch_size).zip(hits.chunks(batch_size)) {
+                metrics.add_batch(loss, hits);
+            }
+        }
+        Ok(metrics)
+    }
+
+    fn predict<O: HostOps<T>>(&mut self, ops: &O, x: &[u32], rows: usize) -> Result<Vec<f32>> {
+        if rows == 0 {
+            return Ok(Vec::new());
+        }
+        let t = x.len() / rows;
+        if t == 0 || t * rows != x.len() {
+            return Err(Error::Shape {
+                op: "predict",
+                what: "x [rows,T]",
+                expected: format!("a multiple of {rows} ids, at least one a row"),
+                found: x.len().to_string(),
+            });
+        }
+        let classes = self.model.config.classes;
+        let mut probabilities = Vec::with_capacity(rows * classes);
+        let mut chunk_probabilities = Vec::new();
+        for chunk in x.chunks(CHUNK_ROWS * t) {
+            let count = chunk.len() / t;
+            classifier::to_time_major(chunk.chunks_exact(t), t, &mut self.ids);
+            chunk_probabilities.clear();
+            chunk_probabilities.resize(count * classes, T::zero());
+            classifier::predict(
+                ops,
+                &self.model,
+                &self.params,
+                &self.ids,
+                count,
+                t,
+                &mut self.workspace,
+                &mut chunk_probabilities,
+            )?;
+            probabilities.extend(narrow(&chunk_probabilities));
+        }
+        Ok(probabilities)
     }
 }

@@ -22,8 +22,7 @@ use crate::error::Result;
 use crate::metrics::Metrics;
 use crate::model::Model;
 
-/// Each operation alone. Every method checks its shapes at the boundary and returns [`Error::Shape`]
-/// (crate::error::Error::Shape) if they do not fit; what is assigned, what accumulates and what each array means
+/// Each operation alone. Every method checks its shapes at the boundary and returns [`Error::Shape`](crate::Error::Shape) if they do not fit; what is assigned, what accumulates and what each array means
 /// stands at the argument structs in [`shapes`].
 pub trait Ops {
     /// A float buffer: a host slice, or an array on a device.
@@ -235,8 +234,25 @@ impl Device {
     pub fn engine(&self, threads: usize) -> Result<Box<dyn Engine>> {
         match self {
             // The CPU is the best there is until the CUDA back end lands.
-            Device::Auto | Device::Cpu => todo!("{threads}"),
-            Device::Reference => todo!(),
+            Device::Auto | Device::Cpu => {
+                let cpu = cpu::Cpu::new(threads)?;
+                let info = DeviceInfo {
+                    device: "cpu".into(),
+                    name: cpu::processor_name(),
+                    executed: cpu.executed(),
+                    threads: cpu.threads(),
+                };
+                Ok(Box::new(host::HostEngine::new(cpu, info)))
+            }
+            Device::Reference => {
+                let info = DeviceInfo {
+                    device: "reference".into(),
+                    name: cpu::processor_name(),
+                    executed: "plain loops in f32".into(),
+                    threads: 1,
+                };
+                Ok(Box::new(host::HostEngine::new(reference::Reference::<f32>::new(), info)))
+            }
             Device::Cuda(ordinal) => Err(crate::Error::device(
                 format!("cuda:{ordinal}"),
                 "this build of recurve has no CUDA back end yet; use --device cpu (or auto)",

@@ -17,7 +17,10 @@ pub mod sample;
 pub mod table;
 pub mod text;
 
-pub use load::{DataOptions, Dataset, Source, load};
+pub use load::{
+    DataOptions, Dataset, Encoding, IMDB_ARCHIVE, IMDB_WORD_INDEX, Source, Words, data_folder, imdb_folders,
+    imdb_vocabulary, load, load_for_eval, row_fingerprint,
+};
 
 use crate::error::{Error, Result};
 

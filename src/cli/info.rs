@@ -1,0 +1,79 @@
+//! `recurve info`.
+
+use super::ModelArgs;
+use clap::Args;
+use recurve::Result;
+use recurve::backend::Device;
+use recurve::checkpoint::Checkpoint;
+use recurve::data::{IMDB_ARCHIVE, IMDB_WORD_INDEX, Words, data_folder, imdb_folders};
+use recurve::run::Run;
+
+/// Arguments of `recurve info`.
+#[derive(Args, Debug)]
+pub struct InfoArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+}
+
+pub fn run(args: &InfoArgs) -> Result<()> {
+    if args.model.model.is_some() {
+        let (path, checkpoint) = args.model.load()?;
+        return super::say(describe(&path.display().to_string(), &checkpoint));
+    }
+    super::say(format!("recurve {}", env!("CARGO_PKG_VERSION")))?;
+    for device in [Device::Cpu, Device::Reference] {
+        let info = device.engine(0)?.info();
+        super::say(format!("device {:<10} {} ({}), {} threads", info.device, info.name, info.executed, info.threads))?;
+    }
+    super::say("device cuda       not in this build")?;
+    if let Ok(folder) = data_folder() {
+        super::say(format!("data folder       {}", folder.display()))?;
+    }
+    for name in [IMDB_ARCHIVE, IMDB_WORD_INDEX] {
+        let found = imdb_folders().into_iter().map(|folder| folder.join(name)).find(|path| path.is_file());
+        let found = found.map_or("not found; get it with: recurve fetch imdb".to_string(), |p| p.display().to_string());
+        super::say(format!("{name:<21} {found}"))?;
+    }
+    match Run::newest_model(&args.model.runs) {
+        Ok(model) => super::say(format!("newest model      {0} (recurve info --model {0})", model.display())),
+        Err(_) => super::say("newest model      none yet; make one with: recurve train"),
+    }
+}
+
+/// A model in words.
+fn describe(path: &str, checkpoint: &Checkpoint) -> String {
+    let config = checkpoint.model.config;
+    let words = match &checkpoint.encoding.words {
+        Words::Known(vocabulary) => format!("{} words of its own", vocabulary.words().len()),
+        Words::ImdbIndex => "IMDB ids; words from Keras' word index (recurve fetch imdb)".to_string(),
+        Words::Prepared => "prepared ids; no words".to_string(),
+    };
+    let mut lines = vec![
+        path.to_string(),
+        format!(
+            "  Embedding({}, {}) -> LSTM({}) -> Dense({}) softmax, {} parameters",
+            config.vocab,
+            config.embed,
+            config.hidden,
+            config.classes,
+            checkpoint.model.table.len()
+        ),
+        format!("  classes      {}", checkpoint.classes.join(", ")),
+        format!("  input        {} ids a row; {words}", checkpoint.encoding.maxlen),
+        format!("  trained on   {} (SHA-256 {})", checkpoint.data_name, checkpoint.data_sha256),
+        format!(
+            "  training     {} of {} epochs, {} steps, batch {}, lr {}, seed {}",
+            checkpoint.progress.epoch,
+            checkpoint.options.epochs,
+            checkpoint.state.t,
+            checkpoint.options.batch_size,
+            checkpoint.options.lr,
+            checkpoint.options.seed
+        ),
+    ];
+    for spec in checkpoint.model.table.specs() {
+        lines.push(format!("  {:<22} {:?}", spec.name, spec.shape));
+    }
+    lines.extend(checkpoint.progress.history.iter().map(|epoch| format!("  {}", super::train::epoch_line(epoch))));
+    lines.join("\n")
+}

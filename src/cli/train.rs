@@ -1,0 +1,547 @@
+//! `recurve train`.
+
+use super::progress::Progress;
+use super::{DeviceArgs, Given, fraction, in_range, interrupted, say};
+use clap::Args;
+use recurve::backend::{AdamConfig, DeviceInfo, Engine};
+use recurve::checkpoint::{Best, Checkpoint, Weights};
+use recurve::data::baseline::{Baselines, baselines};
+use recurve::data::batch::Side;
+use recurve::data::{self, DataOptions, Dataset, Source, Words};
+use recurve::metrics::Metrics;
+use recurve::model::{Model, ModelConfig};
+use recurve::run::Run;
+use recurve::train::{Ending, EpochMetrics, EpochSeconds, Observer, TrainOptions, train};
+use recurve::{Error, Result, files};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// Arguments of `recurve train`. Defaults that come from the library are shown by clap from it.
+#[derive(Args, Debug)]
+pub struct TrainArgs {
+    /// Data: auto, sample, imdb, or a .npz, .csv, .tsv or .jsonl file [default: auto]
+    #[arg(value_name = "DATA", conflicts_with = "data")]
+    source: Option<Source>,
+    /// The same as DATA
+    #[arg(long, value_name = "DATA")]
+    data: Option<Source>,
+    /// File of test rows, for raw text; without it --test-fraction of the rows are held out
+    #[arg(long, value_name = "PATH")]
+    test: Option<PathBuf>,
+    /// Column that holds the text (CSV, TSV, JSONL)
+    #[arg(long, value_name = "NAME", default_value = "text")]
+    text_column: String,
+    /// Column that holds the label (CSV, TSV, JSONL)
+    #[arg(long, value_name = "NAME", default_value = "label")]
+    label_column: String,
+    /// Share of raw-text rows held out as the test part, at least 0 and below 1
+    #[arg(long, value_name = "F", default_value_t = 0.2, value_parser = fraction)]
+    test_fraction: f64,
+    /// Share of the training rows held out for validation, at least 0 and below 1 [default: 0.1 of raw text and of
+    /// the sample, 0 of archives]
+    #[arg(long, value_name = "F", value_parser = fraction)]
+    validation_fraction: Option<f64>,
+    /// Ids of the vocabulary, at least 4
+    #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = in_range(4, ModelConfig::MAX))]
+    num_words: usize,
+    /// Ids of a row; longer texts are cut, shorter ones padded [default: 32, or the width of prepared ids]
+    #[arg(long, value_name = "N", value_parser = in_range(1, DataOptions::MAXLEN_MAX))]
+    maxlen: Option<usize>,
+    /// Where shorter texts are padded
+    #[arg(long, value_enum, default_value = "pre")]
+    padding: Side,
+    /// Where longer texts are cut
+    #[arg(long, value_enum, default_value = "pre")]
+    truncating: Side,
+    /// Width of the embedding, at least 1
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = in_range(1, ModelConfig::MAX))]
+    embed: usize,
+    /// Hidden units of the LSTM, at least 1
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = in_range(1, ModelConfig::MAX))]
+    hidden: usize,
+    /// Classes, at least 2 [default: as many as the labels need]
+    #[arg(long, value_name = "N", value_parser = in_range(1, ModelConfig::MAX))]
+    classes: Option<usize>,
+    /// Passes over the training rows; with --resume the total, not what is added
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = in_range(1, 1_000_000))]
+    epochs: usize,
+    /// Rows of a batch
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = in_range(1, TrainOptions::BATCH_SIZE_MAX))]
+    batch_size: usize,
+    /// Learning rate of Adam, above 0
+    #[arg(long, value_name = "F", default_value_t = 0.001)]
+    lr: f32,
+    /// Slots of the shuffle buffer, as in tf.data; 0 keeps the file's order
+    #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = in_range(0, u32::MAX as usize))]
+    shuffle_buffer: usize,
+    /// Stop after N epochs without a lower validation loss
+    #[arg(long, value_name = "N", value_parser = in_range(1, 1_000_000))]
+    patience: Option<usize>,
+    /// Seed of the initial weights, the splits and every order
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// Start from these weights (.npz or .safetensors, Keras' layout; or a model file); they give the shapes
+    #[arg(long, value_name = "WEIGHTS")]
+    init: Option<PathBuf>,
+    /// Write the final model here too (.safetensors)
+    #[arg(long, value_name = "MODEL")]
+    save: Option<PathBuf>,
+    /// Go on from this model file, to the same bits as without the stop
+    #[arg(long, value_name = "MODEL", conflicts_with = "init")]
+    resume: Option<PathBuf>,
+    /// Write the report here too (JSON)
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+    /// Folder of the runs
+    #[arg(long, value_name = "DIR", default_value = "runs")]
+    runs: PathBuf,
+}
+
+/// `report.json`.
+#[derive(Serialize)]
+struct Report<'a> {
+    recurve: &'static str,
+    device: &'a DeviceInfo,
+    data: ReportData<'a>,
+    model: &'a ModelConfig,
+    parameters: usize,
+    seed: u64,
+    config: &'a TrainOptions,
+    baselines: Option<Baselines>,
+    epochs: &'a [ReportEpoch],
+    best: Option<Best>,
+    ending: Option<Ending>,
+    steps: u64,
+    load_seconds: f64,
+    total_seconds: f64,
+}
+
+#[derive(Serialize)]
+struct ReportData<'a> {
+    name: &'a str,
+    sha256: &'a str,
+    train_rows: usize,
+    validation_rows: usize,
+    test_rows: usize,
+    options: &'a DataOptions,
+}
+
+/// One epoch of a report. Epochs of an earlier call of which no report is left have no seconds.
+#[derive(Clone, Serialize, Deserialize)]
+struct ReportEpoch {
+    #[serde(flatten)]
+    metrics: EpochMetrics,
+    train_seconds: Option<f64>,
+    eval_seconds: Option<f64>,
+}
+
+/// An epoch as the reference program prints it.
+pub fn epoch_line(epoch: &EpochMetrics) -> String {
+    let mut line = format!("Epoch {}, Loss: {:.4}, Accuracy: {:.2}", epoch.epoch, epoch.loss, 100.0 * epoch.accuracy);
+    for (part, loss, accuracy) in [
+        ("Test", epoch.test_loss, epoch.test_accuracy),
+        ("Validation", epoch.validation_loss, epoch.validation_accuracy),
+    ] {
+        if let (Some(loss), Some(accuracy)) = (loss, accuracy) {
+            line += &format!(", {part} Loss: {loss:.4}, {part} Accuracy: {:.2}", 100.0 * accuracy);
+        }
+    }
+    line
+}
+
+pub fn run(args: &TrainArgs, given: &Given) -> Result<()> {
+    let begun = Instant::now();
+    let (mut checkpoint, dataset) = match &args.resume {
+        Some(path) => resume(args, given, path)?,
+        None => start(args, given)?,
+    };
+    // Everything that can be wrong with the flags is found before the first epoch.
+    checkpoint.options.check()?;
+    if let Some(save) = &args.save
+        && save.extension().is_none_or(|extension| extension != "safetensors")
+    {
+        return Err(Error::usage(
+            "--save",
+            format!("{} must end in .safetensors, the format of model files", save.display()),
+        ));
+    }
+    let mut engine = args.device.engine()?;
+    let info = engine.info();
+
+    say(format!("Data: {}{}", dataset.description, parts(&dataset)))?;
+    if let Some(hint) = &dataset.hint {
+        say(format!("      {hint}"))?;
+    }
+    let config = checkpoint.model.config;
+    say(format!(
+        "Model: Embedding({}, {}) -> LSTM({}) -> Dense({}) softmax, {} parameters, seed {}",
+        config.vocab,
+        config.embed,
+        config.hidden,
+        config.classes,
+        checkpoint.model.table.len(),
+        checkpoint.options.seed
+    ))?;
+    say(format!("Device: {} ({}), {}, threads: {}", info.device, info.name, info.executed, info.threads))?;
+    let judged = dataset.test.as_ref().or(dataset.validation.as_ref());
+    let baselines =
+        judged.map(|judged| baselines(&dataset.train, judged, config.vocab, config.classes));
+    if let Some(baselines) = baselines {
+        say(format!(
+            "To beat on the {} part: {:.2} % by always answering the most frequent class, {:.2} % by naive Bayes",
+            if dataset.test.is_some() { "test" } else { "validation" },
+            100.0 * baselines.majority,
+            100.0 * baselines.naive_bayes
+        ))?;
+    }
+
+    let run = match args.resume.as_deref().and_then(Run::of_model) {
+        Some(run) => run,
+        None => Run::create(&args.runs, &dataset.name)?,
+    };
+    super::heed_ctrl_c()?;
+    let load_seconds = begun.elapsed().as_secs_f64();
+    let mut watcher = Watcher {
+        epochs_total: checkpoint.options.epochs,
+        resumed: checkpoint.progress.metrics.batches,
+        epochs: earlier_epochs(&run.report(), &checkpoint),
+        run,
+        args,
+        dataset: &dataset,
+        info,
+        baselines,
+        begun,
+        load_seconds,
+        first_step: checkpoint.state.t,
+        progress: Progress::new(),
+    };
+    let outcome = train(engine.as_mut(), &mut checkpoint, &dataset, &mut watcher);
+    watcher.progress.clear();
+    let outcome = outcome.map_err(|error| match error {
+        Error::Diverged { epoch, batch, loss, .. } => {
+            let last = watcher.run.last();
+            Error::Diverged { epoch, batch, loss, kept: last.is_file().then_some(last) }
+        }
+        other => other,
+    })?;
+    watcher.load_seconds += outcome.load_seconds;
+    watcher.write_report(&checkpoint, Some(outcome.ending))?;
+    if outcome.ending == Ending::Interrupted {
+        return Err(Error::Interrupted { saved: Some(watcher.run.last()) });
+    }
+    if let Some(save) = &args.save {
+        checkpoint.save(save)?;
+    }
+    watcher.summary(&checkpoint, outcome.ending)
+}
+
+fn parts(dataset: &Dataset) -> String {
+    let mut words = format!(": {} training", dataset.train.rows());
+    for (part, examples) in [("validation", &dataset.validation), ("test", &dataset.test)] {
+        if let Some(examples) = examples {
+            words += &format!(", {} {part}", examples.rows());
+        }
+    }
+    words + " rows"
+}
+
+impl TrainArgs {
+    fn source(&self) -> Option<&Source> {
+        self.source.as_ref().or(self.data.as_ref())
+    }
+
+    fn data_options(&self) -> DataOptions {
+        DataOptions {
+            source: self.source().cloned().unwrap_or_default(),
+            test: self.test.clone(),
+            num_words: self.num_words,
+            maxlen: self.maxlen,
+            padding: self.padding,
+            truncating: self.truncating,
+            text_column: self.text_column.clone(),
+            label_column: self.label_column.clone(),
+            test_fraction: self.test_fraction,
+            validation_fraction: self.validation_fraction,
+            classes: self.classes,
+            seed: self.seed,
+        }
+    }
+
+    fn train_options(&self) -> TrainOptions {
+        TrainOptions {
+            // The parsers' ranges keep both far below 2^32.
+            epochs: u32::try_from(self.epochs).unwrap_or(u32::MAX),
+            patience: self.patience.map(|n| u32::try_from(n).unwrap_or(u32::MAX)),
+            batch_size: self.batch_size,
+            lr: self.lr,
+            shuffle_buffer: self.shuffle_buffer,
+            seed: self.seed,
+            ..TrainOptions::default()
+        }
+    }
+}
+
+/// A training from the beginning.
+fn start(args: &TrainArgs, given: &Given) -> Result<(Checkpoint, Dataset)> {
+    let mut options = args.data_options();
+    let train_options = args.train_options();
+    train_options.check()?;
+    ModelConfig { embed: args.embed, hidden: args.hidden, classes: args.classes.unwrap_or(2), ..Default::default() }
+        .check()?;
+    let mut vocabulary = None;
+    let init = match &args.init {
+        None => None,
+        Some(path) => {
+            let weights = Weights::load(path)?;
+            let config = weights.model.config;
+            for (field, flag, typed, found) in [
+                ("num_words", "--num-words", args.num_words, config.vocab),
+                ("embed", "--embed", args.embed, config.embed),
+                ("hidden", "--hidden", args.hidden, config.hidden),
+                ("classes", "--classes", args.classes.unwrap_or(0), config.classes),
+            ] {
+                if given.has(field) && typed != found {
+                    return Err(Error::usage(
+                        flag,
+                        format!(
+                            "{typed} contradicts --init {}, whose weights have {found}; leave the flag out",
+                            path.display()
+                        ),
+                    ));
+                }
+            }
+            options.num_words = config.vocab;
+            options.classes = Some(config.classes);
+            // A model file brings its words along: the ids of its embedding mean nothing without them.
+            if let Ok(Checkpoint { encoding, .. }) = Checkpoint::load(path)
+                && let Words::Known(known) = encoding.words
+            {
+                vocabulary = Some(known);
+            }
+            Some(weights)
+        }
+    };
+    let dataset = data::load(&options, vocabulary)?;
+    let (model, params) = match init {
+        Some(weights) => (weights.model, weights.params),
+        None => {
+            let model = Model::new(ModelConfig {
+                vocab: dataset.vocab,
+                embed: args.embed,
+                hidden: args.hidden,
+                classes: dataset.classes.len(),
+                ..Default::default()
+            })?;
+            let params = model.init(args.seed);
+            (model, params)
+        }
+    };
+    let checkpoint = Checkpoint::new(model, params, AdamConfig::default(), &dataset, train_options);
+    Ok((checkpoint, dataset))
+}
+
+/// A training that goes on: everything but the number of epochs is as it was.
+fn resume(args: &TrainArgs, given: &Given, path: &Path) -> Result<(Checkpoint, Dataset)> {
+    let mut checkpoint = Checkpoint::load(path)?;
+    let (asked_data, asked) = (args.data_options(), args.train_options());
+    let (data, options, config) = (&checkpoint.data, &checkpoint.options, checkpoint.model.config);
+    let path_of = |path: &Option<PathBuf>| path.as_ref().map_or("none".into(), |p| p.display().to_string());
+    let compare: [(&str, &str, String, String); 17] = [
+        ("test", "--test", path_of(&asked_data.test), path_of(&data.test)),
+        ("text_column", "--text-column", asked_data.text_column, data.text_column.clone()),
+        ("label_column", "--label-column", asked_data.label_column, data.label_column.clone()),
+        ("test_fraction", "--test-fraction", args.test_fraction.to_string(), data.test_fraction.to_string()),
+        (
+            "validation_fraction",
+            "--validation-fraction",
+            format!("{:?}", args.validation_fraction),
+            format!("{:?}", data.validation_fraction),
+        ),
+        ("num_words", "--num-words", args.num_words.to_string(), data.num_words.to_string()),
+        ("maxlen", "--maxlen", format!("{:?}", args.maxlen), format!("{:?}", data.maxlen)),
+        ("padding", "--padding", format!("{:?}", args.padding), format!("{:?}", data.padding)),
+        ("truncating", "--truncating", format!("{:?}", args.truncating), format!("{:?}", data.truncating)),
+        ("embed", "--embed", args.embed.to_string(), config.embed.to_string()),
+        ("hidden", "--hidden", args.hidden.to_string(), config.hidden.to_string()),
+        ("classes", "--classes", format!("{:?}", args.classes), format!("{:?}", Some(config.classes))),
+        ("batch_size", "--batch-size", asked.batch_size.to_string(), options.batch_size.to_string()),
+        ("lr", "--lr", asked.lr.to_string(), options.lr.to_string()),
+        ("shuffle_buffer", "--shuffle-buffer", asked.shuffle_buffer.to_string(), options.shuffle_buffer.to_string()),
+        ("seed", "--seed", asked.seed.to_string(), options.seed.to_string()),
+        (
+            if args.data.is_some() { "data" } else { "source" },
+            "--data",
+            asked_data.source.to_string(),
+            // `auto` asks for nothing in particular.
+            if asked_data.source == Source::Auto { "auto".into() } else { data.source.to_string() },
+        ),
+    ];
+    for (field, flag, typed, stored) in compare {
+        if given.has(field) && typed != stored {
+            return Err(Error::usage(
+                flag,
+                format!(
+                    "{typed} contradicts --resume {}, which was trained with {stored}; leave the flag out, or start \
+                     from its weights with --init",
+                    path.display()
+                ),
+            ));
+        }
+    }
+    if given.has("epochs") {
+        checkpoint.options.epochs = asked.epochs;
+    }
+    if given.has("patience") {
+        checkpoint.options.patience = asked.patience;
+    }
+    let vocabulary = match &checkpoint.encoding.words {
+        Words::Known(vocabulary) => Some(vocabulary.clone()),
+        Words::ImdbIndex | Words::Prepared => None,
+    };
+    let dataset = data::load(&checkpoint.data, vocabulary)?;
+    if dataset.sha256 != checkpoint.data_sha256 {
+        return Err(Error::Failed(format!(
+            "{}: the data ({}) is not what this model was trained on: SHA-256 {} instead of {}. Put the data back, or \
+             start from its weights with --init",
+            path.display(),
+            dataset.description,
+            dataset.sha256,
+            checkpoint.data_sha256
+        )));
+    }
+    Ok((checkpoint, dataset))
+}
+
+/// The finished epochs of a training that goes on, with the seconds that its report has.
+fn earlier_epochs(report: &Path, checkpoint: &Checkpoint) -> Vec<ReportEpoch> {
+    #[derive(Deserialize)]
+    struct Earlier {
+        epochs: Vec<ReportEpoch>,
+    }
+    let earlier: Vec<ReportEpoch> = std::fs::read(report)
+        .ok()
+        .and_then(|bytes| serde_json::from_slice::<Earlier>(&bytes).ok())
+        .map_or(Vec::new(), |report| report.epochs);
+    let history = checkpoint.progress.history.iter();
+    history
+        .map(|metrics| {
+            let same = earlier.iter().find(|old| old.metrics == *metrics);
+            same.cloned().unwrap_or(ReportEpoch { metrics: *metrics, train_seconds: None, eval_seconds: None })
+        })
+        .collect()
+}
+
+/// Prints, saves, reports, and heeds Ctrl-C.
+struct Watcher<'a> {
+    epochs_total: u32,
+    /// Batches of the first epoch that an earlier call has done.
+    resumed: u64,
+    epochs: Vec<ReportEpoch>,
+    run: Run,
+    args: &'a TrainArgs,
+    dataset: &'a Dataset,
+    info: DeviceInfo,
+    baselines: Option<Baselines>,
+    begun: Instant,
+    load_seconds: f64,
+    first_step: u64,
+    progress: Progress,
+}
+
+impl Watcher<'_> {
+    fn write_report(&self, checkpoint: &Checkpoint, ending: Option<Ending>) -> Result<()> {
+        let rows = |examples: &Option<data::Examples>| examples.as_ref().map_or(0, data::Examples::rows);
+        let report = Report {
+            recurve: env!("CARGO_PKG_VERSION"),
+            device: &self.info,
+            data: ReportData {
+                name: &self.dataset.name,
+                sha256: &self.dataset.sha256,
+                train_rows: self.dataset.train.rows(),
+                validation_rows: rows(&self.dataset.validation),
+                test_rows: rows(&self.dataset.test),
+                options: &self.dataset.options,
+            },
+            model: &checkpoint.model.config,
+            parameters: checkpoint.model.table.len(),
+            seed: checkpoint.options.seed,
+            config: &checkpoint.options,
+            baselines: self.baselines,
+            epochs: &self.epochs,
+            best: checkpoint.progress.best,
+            ending,
+            steps: checkpoint.state.t - self.first_step,
+            load_seconds: self.load_seconds,
+            total_seconds: self.begun.elapsed().as_secs_f64(),
+        };
+        let json = serde_json::to_vec_pretty(&report)
+            .map_err(|error| Error::Failed(format!("the report cannot be written as JSON: {error}")))?;
+        for path in [Some(self.run.report()), self.args.report.clone()].into_iter().flatten() {
+            files::write_bytes(&path, &json)?;
+        }
+        Ok(())
+    }
+
+    fn summary(&self, checkpoint: &Checkpoint, ending: Ending) -> Result<()> {
+        let seconds: f64 = self.epochs.iter().filter_map(|epoch| epoch.train_seconds).sum();
+        let steps = checkpoint.state.t - self.first_step;
+        let mut line = format!("Trained {steps} steps in {seconds:.2} s");
+        if seconds > 0.0 {
+            let examples = steps as f64 * checkpoint.options.batch_size as f64;
+            line += &format!(" (about {:.0} examples/s)", examples / seconds);
+        }
+        if ending == Ending::Patience {
+            line += "; stopped early, the validation loss no longer fell";
+        }
+        say(line)?;
+        let best = checkpoint.progress.best.and_then(|best| {
+            self.epochs.iter().find(|epoch| epoch.metrics.epoch == best.epoch)
+        });
+        if let Some(best) = best {
+            let by = if best.metrics.validation_loss.is_some() { "validation" } else { "training" };
+            say(format!("Best epoch by {by} loss: {}", epoch_line(&best.metrics)))?;
+        }
+        say(format!("Model: {}  Report: {}", self.run.best().display(), self.run.report().display()))?;
+        if matches!(checkpoint.encoding.words, Words::Known(_)) {
+            say("Try it: recurve predict \"a moving, beautifully acted film\"")?;
+        }
+        Ok(())
+    }
+}
+
+impl Observer for Watcher<'_> {
+    fn batches(&mut self, epoch: u32, metrics: &Metrics, of: u64, elapsed: Duration) {
+        self.progress.batches(epoch, self.epochs_total, metrics, of, elapsed, self.resumed);
+    }
+
+    fn epoch(&mut self, checkpoint: &Checkpoint, seconds: EpochSeconds, best: bool) -> Result<()> {
+        self.progress.clear();
+        self.resumed = 0;
+        let Some(metrics) = checkpoint.progress.history.last() else { return Ok(()) };
+        self.epochs.push(ReportEpoch {
+            metrics: *metrics,
+            train_seconds: Some(seconds.train_seconds),
+            eval_seconds: Some(seconds.eval_seconds),
+        });
+        // Saved before it is said: an epoch that was printed is never lost.
+        checkpoint.save(&self.run.last())?;
+        if best {
+            checkpoint.save(&self.run.best())?;
+        }
+        self.write_report(checkpoint, None)?;
+        say(epoch_line(metrics))
+    }
+
+    fn interrupted(&mut self, checkpoint: &Checkpoint) -> Result<()> {
+        self.progress.clear();
+        checkpoint.save(&self.run.last())
+    }
+
+    fn stop(&self) -> bool {
+        interrupted().load(Ordering::SeqCst)
+    }
+}

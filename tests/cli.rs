@@ -1,0 +1,438 @@
+//! The binary as a user runs it. What computes is the CPU back end unless a test names another.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// An empty folder that the binary runs in, cut off from the user's own data.
+struct Place(tempfile::TempDir);
+
+impl Place {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        fs::write(self.path(name), text).unwrap();
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_recurve"));
+        command
+            .args(args)
+            .current_dir(self.0.path())
+            .env("RECURVE_DATA", self.path("data"))
+            .env("KERAS_HOME", self.path("keras"))
+            .stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    /// Standard output of a run that must succeed.
+    fn ok(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        assert!(output.status.success(), "{args:?}: {}\n{}", output.status, text(&output.stderr));
+        text(&output.stdout)
+    }
+
+    /// Standard error of a run that must fail with this code, without a panic.
+    fn fails(&self, code: i32, args: &[&str]) -> String {
+        let output = self.run(args);
+        let stderr = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {stderr}");
+        assert!(!stderr.contains("panicked"), "{args:?}: {stderr}");
+        stderr
+    }
+
+    fn json(&self, name: &str) -> serde_json::Value {
+        serde_json::from_slice(&fs::read(self.path(name)).unwrap()).unwrap()
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Rows that a small model learns at once: the label is the text's last word.
+fn toy_csv(rows: usize) -> String {
+    let mut csv = String::from("id,text,label\n");
+    for row in 0..rows {
+        let (word, label) = if row % 2 == 0 { ("good", "yes") } else { ("bad", "no") };
+        csv += &format!("{row},\"this one, number {row}, is {word}\",{label}\n");
+    }
+    csv
+}
+
+const SMALL: [&str; 8] = ["--embed", "4", "--hidden", "5", "--maxlen", "8", "--batch-size", "16"];
+
+fn with(args: &[&'static str], more: &[&'static str]) -> Vec<&'static str> {
+    [args, more].concat()
+}
+
+#[test]
+fn train_then_predict_eval_export_info_on_the_embedded_set() {
+    let place = Place::new();
+    let out = place.ok(&["train", "--epochs", "2", "--seed", "3", "--report", "r.json", "--save", "m.safetensors"]);
+    assert!(out.contains("embedded movie-review snippets") && out.contains("recurve fetch imdb"), "{out}");
+    assert!(out.contains("naive Bayes") && out.contains("166338 parameters"), "{out}");
+    let lines: Vec<&str> = out.lines().filter(|line| line.starts_with("Epoch ")).collect();
+    assert_eq!(lines.len(), 2, "{out}");
+    for part in ["Epoch 1, Loss: 0.", ", Accuracy: ", ", Test Loss: 0.", ", Test Accuracy: "] {
+        assert!(lines[0].contains(part), "{out}");
+    }
+
+    // The report says what ran and what came out.
+    let report = place.json("r.json");
+    assert_eq!(report, place.json("runs/1-sample/report.json"));
+    assert_eq!(report["parameters"], 166_338);
+    assert_eq!(report["seed"], 3);
+    assert_eq!(report["device"]["device"], "cpu");
+    assert_eq!(report["epochs"].as_array().unwrap().len(), 2);
+    for key in ["epoch", "loss", "accuracy", "test_loss", "test_accuracy", "train_seconds", "eval_seconds"] {
+        assert!(report["epochs"][1][key].is_number(), "{key}: {report}");
+    }
+    let accuracy = report["epochs"][1]["test_accuracy"].as_f64().unwrap();
+    assert!((0.6..0.9).contains(&accuracy), "test accuracy after two epochs: {accuracy}");
+    assert_eq!(fs::read(place.path("m.safetensors")).unwrap(), fs::read(place.path("runs/1-sample/last.safetensors")).unwrap());
+
+    // Raw text is answered with the model's own words.
+    let out = place.ok(&["predict", "a moving, beautifully acted film", "a dull and stupid mess"]);
+    let labels: Vec<&str> = out.lines().map(|line| line.split_whitespace().next().unwrap()).collect();
+    assert_eq!(labels, ["positive", "negative"], "{out}");
+    let out = place.ok(&["predict", "--json", "a moving, beautifully acted film"]);
+    let answer: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(answer["label"], "positive");
+    let sum: f64 = answer["probabilities"].as_object().unwrap().values().map(|p| p.as_f64().unwrap()).sum();
+    assert!((sum - 1.0).abs() < 1e-6);
+
+    // The evaluation of the last model repeats the last epoch's figures.
+    let out = place.ok(&["eval", "--model", "m.safetensors", "--json"]);
+    let evaluation: serde_json::Value = serde_json::from_str(&out).unwrap();
+    for (key, epoch_key) in [("loss", "test_loss"), ("accuracy", "test_accuracy")] {
+        let difference = evaluation[key].as_f64().unwrap() - report["epochs"][1][epoch_key].as_f64().unwrap();
+        assert!(difference.abs() < 1e-12, "{key}: {difference}");
+    }
+    let confusion: u64 = evaluation["confusion"].as_array().unwrap().iter().flat_map(|row| row.as_array().unwrap())
+        .map(|n| n.as_u64().unwrap()).sum();
+    assert_eq!(confusion, report["data"]["test_rows"].as_u64().unwrap());
+    assert!(evaluation["auc"].as_f64().unwrap() > 0.6);
+    assert!(place.ok(&["eval"]).contains("Macro F1"));
+
+    // Weights go out in both formats and come back as the start of a training.
+    for file in ["w.npz", "w.safetensors"] {
+        assert!(place.ok(&["export", "--to", file]).contains("166338 parameters"));
+        let out = place.ok(&["train", "sample", "--init", file, "--epochs", "1", "--num-words", "10000"]);
+        let loss: f64 = out.split("Epoch 1, Loss: ").nth(1).unwrap().split(',').next().unwrap().parse().unwrap();
+        assert!(loss < 0.6, "{file}: a trained start, but loss {loss}");
+    }
+    let contradiction = place.fails(2, &["train", "sample", "--init", "w.npz", "--hidden", "33"]);
+    assert!(contradiction.contains("--hidden") && contradiction.contains("32"), "{contradiction}");
+    assert!(place.ok(&["info", "--model", "m.safetensors"]).contains("lstm/recurrent_kernel"));
+    assert!(place.ok(&["info"]).contains("device cpu"));
+}
+
+#[test]
+fn own_csv_is_trained_on_and_annotated() {
+    let place = Place::new();
+    place.write("mine.csv", &toy_csv(200));
+    let out = place.ok(&with(&["train", "mine.csv", "--epochs", "30", "--lr", "0.02"], &SMALL));
+    assert!(out.contains("text from mine.csv: 144 training, 16 validation, 40 test rows"), "{out}");
+    let out = place.ok(&["eval", "mine.csv"]);
+    assert!(out.contains("Accuracy: 100.00"), "{out}");
+    let warned = text(&place.run(&["eval", "mine.csv"]).stderr);
+    assert!(warned.contains("trained on"), "{warned}");
+    let warned = text(&place.run(&["eval"]).stderr);
+    assert!(!warned.contains("warning"), "the held-out rows all differ from the training rows: {warned}");
+
+    place.write("new.csv", "text,extra\n\"this one, number 7, is good\",\"a, b\"\nthis one is bad,\n");
+    place.ok(&["predict", "--input", "new.csv", "--output", "out.csv"]);
+    let out = fs::read_to_string(place.path("out.csv")).unwrap();
+    let lines: Vec<&str> = out.lines().collect();
+    assert_eq!(lines[0], "text,extra,predicted,p_no,p_yes");
+    assert!(lines[1].starts_with("\"this one, number 7, is good\",\"a, b\",yes,"), "{out}");
+    assert!(lines[2].starts_with("this one is bad,,no,"), "{out}");
+
+    place.write("new.jsonl", "{\"text\": \"it is good\", \"n\": 1e400}\n");
+    place.ok(&["predict", "--input", "new.jsonl", "--output", "out.jsonl"]);
+    let out = fs::read_to_string(place.path("out.jsonl")).unwrap();
+    assert!(out.starts_with("{\"text\": \"it is good\", \"n\": 1e400"), "{out}");
+
+    // A label that training never saw has no class.
+    place.write("odd.csv", "text,label\na,maybe\n");
+    let error = place.fails(1, &["eval", "odd.csv"]);
+    assert!(error.contains("odd.csv") && error.contains("maybe"), "{error}");
+    // Columns of other names.
+    place.write("named.tsv", "review\tstars\ngood\t5\nbad\t1\ngood good\t5\nbad bad\t1\n");
+    let error = place.fails(1, &["train", "named.tsv"]);
+    assert!(error.contains("--text-column") && error.contains("review"), "{error}");
+    let args = ["train", "named.tsv", "--text-column", "review", "--label-column", "stars", "--epochs", "1"];
+    place.ok(&with(&args, &["--test-fraction", "0", "--validation-fraction", "0"]));
+}
+
+#[test]
+fn lines_of_standard_input_are_answered_one_by_one() {
+    let place = Place::new();
+    place.write("mine.csv", &toy_csv(60));
+    place.ok(&with(&["train", "mine.csv", "--epochs", "1"], &SMALL));
+    let mut child = place
+        .command(&["predict", "--json"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = child.stdin.take().unwrap();
+    let mut answers = BufReader::new(child.stdout.take().unwrap()).lines();
+    for line in ["one is good", "", "zwei \u{1f600}"] {
+        // The next line is only sent once this one is answered.
+        writeln!(input, "{line}").unwrap();
+        let answer: serde_json::Value = serde_json::from_str(&answers.next().unwrap().unwrap()).unwrap();
+        assert_eq!(answer["text"], line);
+    }
+    drop(input);
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn wrong_usage_has_code_2_and_says_what_is_expected() {
+    let place = Place::new();
+    for (args, says) in [
+        (&["train", "--classes", "1"][..], "constant 1.0"),
+        (&["train", "--epochs", "0"], "1 to 1000000"),
+        (&["train", "--lr", "0"], "above 0"),
+        (&["train", "--lr", "nan"], "above 0"),
+        (&["train", "--hidden", "0"], "whole number from 1"),
+        (&["train", "--hidden", "many"], "whole number from 1"),
+        (&["train", "--num-words", "3"], "from 4"),
+        (&["train", "--test-fraction", "1"], "below 1"),
+        (&["train", "--padding", "middle"], "pre"),
+        (&["train", "--device", "tpu"], "cuda:N"),
+        (&["train", "--threads", "1000"], "0 to 256"),
+        (&["train", "sample", "--data", "sample"], "cannot be used with"),
+        (&["train", "sample", "--test", "x.csv"], "--test"),
+        (&["train", "sample", "--save", "model.bin"], ".safetensors"),
+        (&["train", "sample", "--patience", "2", "--validation-fraction", "0"], "--validation-fraction"),
+        (&["train", "imdb"], "recurve fetch imdb"),
+        (&["train", "--no-such-flag"], "--no-such-flag"),
+        (&["export", "--to", "model.h5"], ".npz"),
+        (&["predict", "--input", "a.csv"], "--output"),
+        (&["fetch", "mnist"], "imdb"),
+        (&["teach"], "teach"),
+        (&[], "Usage"),
+    ] {
+        let stderr = place.fails(2, args);
+        assert!(stderr.contains(says), "{args:?} should say {says:?}:\n{stderr}");
+    }
+    assert!(!place.path("runs").exists(), "wrong usage leaves nothing behind");
+}
+
+#[test]
+fn failed_work_has_code_1_and_names_the_file_or_device() {
+    let place = Place::new();
+    place.write("empty.csv", "");
+    place.write("bad.npz", "not a zip");
+    place.write("bad.safetensors", "not a model");
+    for (args, says) in [
+        (&["train", "missing.csv"][..], "missing.csv"),
+        (&["train", "missing.npz"], "missing.npz"),
+        (&["train", "empty.csv"], "empty.csv"),
+        (&["train", "bad.npz"], "bad.npz"),
+        (&["train", "--resume", "missing.safetensors"], "missing.safetensors"),
+        (&["train", "--resume", "bad.safetensors"], "bad.safetensors"),
+        (&["train", "--init", "bad.npz"], "bad.npz"),
+        (&["train", "--device", "cuda"], "CUDA"),
+        (&["predict", "hello"], "recurve train"),
+        (&["eval"], "recurve train"),
+        (&["info", "--model", "bad.safetensors"], "bad.safetensors"),
+    ] {
+        let stderr = place.fails(1, args);
+        assert!(stderr.contains(says), "{args:?} should say {says:?}:\n{stderr}");
+    }
+}
+
+#[test]
+fn help_shows_every_flag_with_its_default() {
+    let place = Place::new();
+    let help = place.ok(&["train", "--help"]);
+    for flag in [
+        "--data", "--test", "--num-words", "--maxlen", "--padding", "--truncating", "--embed", "--hidden", "--classes",
+        "--epochs", "--batch-size", "--lr", "--shuffle-buffer", "--seed", "--device", "--threads", "--init", "--save",
+        "--resume", "--report", "--validation-fraction", "--patience", "--test-fraction", "--text-column",
+        "--label-column",
+    ] {
+        assert!(help.contains(flag), "{flag}");
+    }
+    for default in ["[default: 10000]", "[default: 16]", "[default: 32]", "[default: 10]", "[default: 0.001]", "[default: auto]"] {
+        assert!(help.contains(default), "{default}:\n{help}");
+    }
+}
+
+#[test]
+fn an_archive_of_prepared_ids_trains_and_its_model_reads_no_text() {
+    let place = Place::new();
+    // x_train [40,6] and y_train [40] as NumPy would save them; label 1 where the last id is 5.
+    let (mut x, mut y) = (Vec::new(), Vec::new());
+    for row in 0..40i64 {
+        let last = if row % 2 == 0 { 5 } else { 6 };
+        x.extend([0, 0, 1, row % 7, 3, last].map(i64::to_le_bytes).concat());
+        y.extend((row % 2 == 0).then_some(1i64).unwrap_or(0).to_le_bytes());
+    }
+    let npy = |shape: &str, data: &[u8]| {
+        let mut header = format!("{{'descr': '<i8', 'fortran_order': False, 'shape': {shape}, }}");
+        while (10 + header.len() + 1) % 64 != 0 {
+            header.push(' ');
+        }
+        header.push('\n');
+        let length = u16::try_from(header.len()).unwrap().to_le_bytes();
+        [b"\x93NUMPY\x01\x00", &length[..], header.as_bytes(), data].concat()
+    };
+    let mut zip = zip::ZipWriter::new(fs::File::create(place.path("ids.npz")).unwrap());
+    for (name, bytes) in [("x_train.npy", npy("(40, 6)", &x)), ("y_train.npy", npy("(40,)", &y))] {
+        zip.start_file(name, zip::write::SimpleFileOptions::default()).unwrap();
+        zip.write_all(&bytes).unwrap();
+    }
+    zip.finish().unwrap();
+
+    let small = ["--embed", "3", "--hidden", "4", "--num-words", "8", "--epochs", "2"];
+    let out = place.ok(&with(&["train", "ids.npz"], &small));
+    assert!(!out.contains("Test Loss"), "no test part, no test pass: {out}");
+    let error = place.fails(2, &with(&["train", "ids.npz", "--maxlen", "7"], &small));
+    assert!(error.contains("--maxlen") && error.contains('6'), "{error}");
+    let error = place.fails(1, &["train", "ids.npz", "--num-words", "6"]);
+    assert!(error.contains("id 6"), "{error}");
+    let error = place.fails(1, &["predict", "text"]);
+    assert!(error.contains("prepared ids"), "{error}");
+    assert!(place.ok(&["eval", "ids.npz"]).contains("40 rows"));
+}
+
+#[test]
+fn the_same_seed_gives_the_same_bytes_for_any_number_of_threads() {
+    let place = Place::new();
+    place.write("mine.csv", &toy_csv(100));
+    let train = |more: &[&'static str], model: &'static str| {
+        let args = with(&["train", "mine.csv", "--epochs", "3", "--save"], &[model]);
+        place.ok(&with(&with(&args, &SMALL), more));
+        fs::read(place.path(model)).unwrap()
+    };
+    let first = train(&["--seed", "5"], "a.safetensors");
+    assert_eq!(first, train(&["--seed", "5"], "b.safetensors"), "the same command twice");
+    for threads in ["1", "2", "3", "8"] {
+        let args: [&'static str; 4] = ["--seed", "5", "--threads", threads];
+        assert_eq!(first, train(&args, "c.safetensors"), "{threads} threads");
+    }
+    assert_ne!(first, train(&["--seed", "6"], "d.safetensors"), "another seed");
+    let reference = train(&["--seed", "5", "--device", "reference"], "e.safetensors");
+    assert_eq!(reference, train(&["--seed", "5", "--device", "reference"], "f.safetensors"), "the reference twice");
+}
+
+#[test]
+fn resume_goes_on_to_the_bits_of_an_uninterrupted_training() {
+    let place = Place::new();
+    place.write("mine.csv", &toy_csv(100));
+    let train = |more: &[&'static str]| place.ok(&with(&with(&["train", "mine.csv"], &SMALL), more));
+    train(&["--epochs", "5", "--save", "whole.safetensors"]);
+    train(&["--epochs", "2", "--save", "two.safetensors"]);
+    place.ok(&["train", "--resume", "two.safetensors", "--epochs", "5", "--save", "resumed.safetensors"]);
+    let bytes = |name: &str| fs::read(place.path(name)).unwrap();
+    assert!(bytes("whole.safetensors") == bytes("resumed.safetensors"));
+    // In a run folder the run goes on in place, and its report holds all epochs.
+    place.ok(&["train", "--resume", "runs/2-mine/last.safetensors", "--epochs", "5"]);
+    assert!(bytes("whole.safetensors") == bytes("runs/2-mine/last.safetensors"));
+    let report = place.json("runs/2-mine/report.json");
+    assert_eq!(report["epochs"].as_array().unwrap().len(), 5);
+    assert!(report["epochs"][0]["train_seconds"].is_number());
+
+    let error = place.fails(2, &["train", "--resume", "two.safetensors", "--lr", "0.5"]);
+    assert!(error.contains("--lr") && error.contains("0.001"), "{error}");
+    let error = place.fails(2, &["train", "sample", "--resume", "two.safetensors"]);
+    assert!(error.contains("mine.csv"), "{error}");
+    place.write("mine.csv", &toy_csv(102));
+    let error = place.fails(1, &["train", "--resume", "two.safetensors", "--epochs", "5"]);
+    assert!(error.contains("not what this model was trained on"), "{error}");
+}
+
+#[test]
+fn a_divergence_stops_with_an_error_and_keeps_the_last_good_model() {
+    let place = Place::new();
+    place.write("mine.csv", &toy_csv(100));
+    let error = place.fails(1, &with(&["train", "mine.csv", "--lr", "1e38", "--epochs", "9"], &SMALL));
+    assert!(error.contains("diverged") && error.contains("--lr"), "{error}");
+}
+
+/// Starts a training that would take long, and waits until its first epoch is done.
+#[cfg(unix)]
+fn start_long(place: &Place) -> std::process::Child {
+    let args = with(&["train", "mine.csv", "--epochs", "4000", "--seed", "5"], &SMALL);
+    let mut child = place.command(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    while !lines.next().expect("the training ended").unwrap().starts_with("Epoch ") {}
+    // Whoever reads no more would stop the child at a full pipe.
+    std::thread::spawn(move || lines.for_each(drop));
+    child
+}
+
+#[cfg(unix)]
+fn send(signal: &str, child: &std::process::Child) {
+    assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_saves_and_resume_reaches_the_same_bits() {
+    let place = Place::new();
+    place.write("mine.csv", &toy_csv(1000));
+    let mut child = start_long(&place);
+    send("-INT", &child);
+    let begun = Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "Ctrl-C was not heeded");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let output = child.wait_with_output().unwrap();
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("--resume runs/1-mine/last.safetensors"), "{stderr}");
+
+    let epochs = recurve::checkpoint::Checkpoint::load(&place.path("runs/1-mine/last.safetensors")).unwrap();
+    let total = (epochs.progress.epoch + 2).to_string();
+    place.ok(&["train", "--resume", "runs/1-mine/last.safetensors", "--epochs", &total, "--save", "resumed.safetensors"]);
+    let whole = ["train", "mine.csv", "--seed", "5", "--epochs", &total, "--save", "whole.safetensors"];
+    place.ok(&[&whole[..], &SMALL[..]].concat());
+    let bytes = |name: &str| fs::read(place.path(name)).unwrap();
+    assert!(bytes("whole.safetensors") == bytes("resumed.safetensors"), "stopped at {:?}", epochs.progress);
+}
+
+#[cfg(unix)]
+#[test]
+fn killed_at_any_moment_a_model_file_loads() {
+    let place = Place::new();
+    place.write("mine.csv", &toy_csv(100));
+    let mut rng = recurve::rng::Rng::new(9, recurve::rng::Purpose::User, 0);
+    for round in 1..=12 {
+        let mut child = start_long(&place);
+        std::thread::sleep(Duration::from_micros(rng.below(60_000)));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let folder = place.path(&format!("runs/{round}-mine"));
+        for name in ["last.safetensors", "best.safetensors"] {
+            load(&folder.join(name));
+        }
+        serde_json::from_slice::<serde_json::Value>(&fs::read(folder.join("report.json")).unwrap_or(b"{}".to_vec()))
+            .expect("a report that is there is whole");
+    }
+}
+
+#[cfg(unix)]
+fn load(path: &Path) {
+    if let Err(error) = recurve::checkpoint::Checkpoint::load(path) {
+        panic!("{error}");
+    }
+}

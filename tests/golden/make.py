@@ -22,6 +22,7 @@ variables see betas rounded to float32.)
 """
 
 import argparse
+import hashlib
 import json
 import os
 import pathlib
@@ -319,7 +320,11 @@ def reference_shape():
     arrays["touched_rows"] = flat(table[touched])
     arrays["loss"] = flat(np.asarray(losses))
     versions = {"keras": keras.__version__, "jax": jax.__version__, "numpy": np.__version__}
-    return {"versions": versions, "touched": touched.tolist(), "arrays": arrays}
+    digest = hashlib.sha256()
+    for array in [*(w.astype("<f4") for w in weights.values()), ids.astype("<u4"), labels.astype("<u4")]:
+        digest.update(array.tobytes())
+    inputs = {"inputs_sha256": digest.hexdigest(), "touched": touched.tolist()}
+    return {"versions": versions, "inputs": inputs, "arrays": arrays}
 
 
 # ---------------------------------------------------------------- files
@@ -374,7 +379,7 @@ def main():
             "float32": single["arrays"],
             "float64": double["arrays"],
         },
-        "reference_shape.json": head | {"touched": reference["touched"], "arrays": reference["arrays"]},
+        "reference_shape.json": head | reference["inputs"] | {"arrays": reference["arrays"]},
     }
     status = 0
     for name, document in files.items():

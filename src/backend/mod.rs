@@ -239,7 +239,7 @@ impl Device {
                 let info = DeviceInfo {
                     device: "cpu".into(),
                     name: cpu::processor_name(),
-                    executed: cpu.executed(),
+                    executed: cpu::Cpu::executed(),
                     threads: cpu.threads(),
                 };
                 Ok(Box::new(host::HostEngine::new(cpu, info)))

@@ -3,7 +3,7 @@
 use super::progress::Progress;
 use super::{DeviceArgs, Given, fraction, in_range, interrupted, say};
 use clap::Args;
-use recurve::backend::{AdamConfig, DeviceInfo, Engine};
+use recurve::backend::{AdamConfig, DeviceInfo};
 use recurve::checkpoint::{Best, Checkpoint, Weights};
 use recurve::data::baseline::{Baselines, baselines};
 use recurve::data::batch::Side;

@@ -5,6 +5,9 @@
 //! accumulates start as random numbers, which are subtracted from what comes out. `RECURVE_TEST_SEED=n` draws other
 //! inputs; `--nocapture` shows the worst error of every case.
 
+#![allow(clippy::unwrap_used)] // in its helpers too, a test fails by panicking
+#![allow(clippy::neg_cmp_op_on_partial_ord)] // `!(error <= tolerance)` also holds for a NaN
+
 use recurve::Error;
 use recurve::backend::reference::{Reference, adam};
 use recurve::backend::*;

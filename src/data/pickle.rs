@@ -1,1 +1,924 @@
 //! Just enough of the pickle protocol to read lists of integers that NumPy pickled; nothing is ever executed.
+//!
+//! NumPy stores an object array as a pickle: a small program for a stack machine. [`read`] interprets the opcodes
+//! that picklers of protocols 2 to 5 write for such arrays and refuses every other one; the callables it knows are
+//! the seven in `Global`, each of which only fills in a record here.
+//!
+//! What an attacker could try, and what stands against it:
+//! * lengths: a string is a range of the input, so that no length is ever an allocation;
+//! * depth: values are indices into arenas, so that nothing recurses, neither reading nor dropping;
+//! * the memo: slots are filled in order, one for each instruction that fills one;
+//! * one long list named a million times: the integers handed out may not outnumber the pickle's bytes;
+//! * `REDUCE` of a callable: only `Global`s exist, everything else is refused by its name.
+//!
+//! Memory is at most about 70 times the pickle (a value takes 8 bytes), time is linear.
+
+use std::fmt;
+
+/// Rows of integers of different lengths, end to end.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ragged {
+    /// All values, row by row.
+    pub values: Vec<i64>,
+    /// `ends[k]` is where row k ends; it starts where the one before ends.
+    pub ends: Vec<usize>,
+}
+
+impl Ragged {
+    /// How many rows there are.
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// True if there is none.
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    /// Row `k`.
+    pub fn row(&self, k: usize) -> &[i64] {
+        let start = if k == 0 { 0 } else { self.ends[k - 1] };
+        &self.values[start..self.ends[k]]
+    }
+
+    /// All of them, in order.
+    pub fn iter(&self) -> impl Iterator<Item = &[i64]> {
+        (0..self.len()).map(|k| self.row(k))
+    }
+}
+
+/// Why a pickle was refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// Offset of the instruction in the pickle; none where the finished object, not an instruction, is at fault.
+    pub byte: Option<usize>,
+    /// What was found, what was expected, what to do.
+    pub message: String,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.byte {
+            Some(byte) => write!(f, "byte {byte} of the pickle: {}", self.message),
+            None => f.write_str(&self.message),
+        }
+    }
+}
+
+/// What to do about an array that is not lists of integers.
+const SAVE_AS_LISTS: &str =
+    "save the array as lists of integers: np.save(file, np.array([list(map(int, row)) for row in x], dtype=object))";
+
+/// Reads the pickle of a NumPy object array whose elements are rows of integers: lists, tuples or one-dimensional
+/// integer arrays. `shape` is what the `.npy` header says: `[n]` for n rows, or `[n, m]`, which is how NumPy stores
+/// rows that happen to be equally long.
+pub fn read(bytes: &[u8], shape: &[usize]) -> Result<Ragged, Fault> {
+    if u32::try_from(bytes.len()).is_err() {
+        return Err(refuse(None, "the pickle is longer than 4 GiB, which is not read; split the array"));
+    }
+    let mut machine = Machine::new(bytes);
+    let top = machine.run()?;
+    machine.rows(top, shape)
+}
+
+fn refuse(byte: impl Into<Option<usize>>, message: impl Into<String>) -> Fault {
+    Fault { byte: byte.into(), message: message.into() }
+}
+
+/// The callables and types that a pickled array names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Global {
+    Reconstruct,
+    NdArray,
+    DType,
+    Scalar,
+    FromBuffer,
+    Encode,
+    Bytes,
+}
+
+impl Global {
+    fn named(module: &[u8], name: &[u8]) -> Option<Self> {
+        Some(match (module, name) {
+            (b"numpy.core.multiarray" | b"numpy._core.multiarray", b"_reconstruct") => Global::Reconstruct,
+            (b"numpy.core.multiarray" | b"numpy._core.multiarray", b"scalar") => Global::Scalar,
+            (b"numpy.core.numeric" | b"numpy._core.numeric", b"_frombuffer") => Global::FromBuffer,
+            (b"numpy", b"ndarray") => Global::NdArray,
+            (b"numpy", b"dtype") => Global::DType,
+            (b"_codecs", b"encode") => Global::Encode,
+            (b"__builtin__" | b"builtins", b"bytes") => Global::Bytes,
+            _ => return None,
+        })
+    }
+}
+
+/// A value on the stack; what does not fit into 4 bytes is an index into one of the machine's arenas. Its 8 bytes
+/// are what bounds the memory for a pickle of one-byte instructions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Value {
+    /// A memo slot that was skipped.
+    Hole,
+    None,
+    Bool(bool),
+    Int(i32),
+    /// An integer of more than 32 bits, in `wide`.
+    Wide(u32),
+    /// Text or bytes, in `spans`.
+    Text(u32),
+    /// The bytes that a text in `spans` stands for, one for each character up to U+00FF: protocol 2's detour.
+    Latin1(u32),
+    EmptyTuple,
+    /// In `tuples`.
+    Tuple(u32),
+    /// In `heads`.
+    List(u32),
+    Global(Global),
+    /// In `dtypes`.
+    DType(u32),
+    /// In `arrays`.
+    Array(u32),
+}
+
+const _: () = assert!(std::mem::size_of::<Value>() == 8);
+
+impl Value {
+    fn name(self) -> &'static str {
+        match self {
+            Value::Hole => "nothing",
+            Value::None => "None",
+            Value::Bool(_) => "a bool",
+            Value::Int(_) | Value::Wide(_) => "an integer",
+            Value::Text(_) | Value::Latin1(_) => "a string",
+            Value::EmptyTuple | Value::Tuple(_) => "a tuple",
+            Value::List(_) => "a list",
+            Value::Global(_) => "a function or class",
+            Value::DType(_) => "a dtype",
+            Value::Array(_) => "an array",
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Object,
+    Signed,
+    Unsigned,
+}
+
+#[derive(Clone, Copy)]
+struct DType {
+    kind: Kind,
+    size: u8,
+    big_endian: bool,
+}
+
+/// An array as its state says: filled in by BUILD or `_frombuffer`.
+#[derive(Clone, Copy)]
+struct Array {
+    shape: Value,
+    dtype: u32,
+    /// A list for objects, a string for numbers; [`Value::None`] until the array is built.
+    data: Value,
+}
+
+/// A list that nothing was appended to has no items of its own; see [`Machine::items_of`].
+const NO_ITEMS: u32 = u32::MAX;
+
+struct Machine<'a> {
+    input: &'a [u8],
+    /// The next byte.
+    at: usize,
+    /// The instruction being executed, for messages.
+    op_at: usize,
+    stack: Vec<Value>,
+    /// Stack heights at the open MARKs.
+    marks: Vec<u32>,
+    memo: Vec<Value>,
+    wide: Vec<i64>,
+    /// Start and length in `input`.
+    spans: Vec<(u32, u32)>,
+    /// Start and length in `tuple_items`.
+    tuples: Vec<(u32, u32)>,
+    tuple_items: Vec<Value>,
+    /// For each list its index in `items`, or `NO_ITEMS`: a list costs 4 bytes until something is in it.
+    heads: Vec<u32>,
+    items: Vec<Vec<Value>>,
+    dtypes: Vec<DType>,
+    arrays: Vec<Array>,
+}
+
+/// An index into an arena. Arenas hold at most one entry for each input byte, and the input is below 4 GiB.
+fn index(len: usize) -> u32 {
+    u32::try_from(len).unwrap_or(u32::MAX)
+}
+
+impl<'a> Machine<'a> {
+    fn new(input: &'a [u8]) -> Self {
+        Self {
+            input,
+            at: 0,
+            op_at: 0,
+            stack: Vec::new(),
+            marks: Vec::new(),
+            memo: Vec::new(),
+            wide: Vec::new(),
+            spans: Vec::new(),
+            tuples: Vec::new(),
+            tuple_items: Vec::new(),
+            heads: Vec::new(),
+            items: Vec::new(),
+            dtypes: Vec::new(),
+            arrays: Vec::new(),
+        }
+    }
+
+    fn fault(&self, message: impl Into<String>) -> Fault {
+        refuse(self.op_at, message)
+    }
+
+    /// The next `n` bytes of the input.
+    fn take(&mut self, n: u64) -> Result<&'a [u8], Fault> {
+        let left = self.input.get(self.at..).unwrap_or_default();
+        match usize::try_from(n).ok().and_then(|n| left.get(..n)) {
+            Some(taken) => {
+                self.at += taken.len();
+                Ok(taken)
+            }
+            None => Err(self.fault(format!(
+                "the instruction needs {n} bytes, but {} are left; the file is cut off or damaged",
+                left.len()
+            ))),
+        }
+    }
+
+    /// The next `n` (at most 8) bytes as a little-endian number.
+    fn number(&mut self, n: u64) -> Result<u64, Fault> {
+        Ok(self.take(n)?.iter().rev().fold(0, |number, &byte| number << 8 | u64::from(byte)))
+    }
+
+    /// The input up to the next newline, which is consumed.
+    fn line(&mut self) -> Result<&'a [u8], Fault> {
+        let left = self.input.get(self.at..).unwrap_or_default();
+        // Module and attribute names are short: a limit keeps a pickle of unfinished names linear.
+        match left.iter().take(256).position(|&byte| byte == b'\n') {
+            Some(end) => {
+                self.at += end + 1;
+                Ok(&left[..end])
+            }
+            None => Err(self.fault("a name of more than 255 bytes or without an end")),
+        }
+    }
+
+    /// The values above the innermost MARK may be popped, no others.
+    fn floor(&self) -> usize {
+        self.marks.last().map_or(0, |&mark| mark as usize)
+    }
+
+    fn pop(&mut self) -> Result<Value, Fault> {
+        if self.stack.len() > self.floor()
+            && let Some(value) = self.stack.pop()
+        {
+            return Ok(value);
+        }
+        Err(self.fault("the instruction needs a value, but the stack is empty; the file is damaged"))
+    }
+
+    fn top(&self) -> Result<Value, Fault> {
+        match self.stack.last() {
+            Some(&value) if self.stack.len() > self.floor() => Ok(value),
+            _ => Err(self.fault("the instruction needs a value, but the stack is empty; the file is damaged")),
+        }
+    }
+
+    /// Where the values above the innermost MARK start; the mark is taken away.
+    fn mark(&mut self) -> Result<usize, Fault> {
+        match self.marks.pop() {
+            Some(mark) => Ok(mark as usize),
+            None => Err(self.fault("the instruction needs a MARK, but there is none; the file is damaged")),
+        }
+    }
+
+    fn integer(&mut self, value: i64) {
+        let value = match i32::try_from(value) {
+            Ok(value) => Value::Int(value),
+            Err(_) => {
+                self.wide.push(value);
+                Value::Wide(index(self.wide.len() - 1))
+            }
+        };
+        self.stack.push(value);
+    }
+
+    fn text(&mut self, len: u64) -> Result<(), Fault> {
+        let start = self.at;
+        self.take(len)?;
+        self.spans.push((index(start), index(self.at - start)));
+        self.stack.push(Value::Text(index(self.spans.len() - 1)));
+        Ok(())
+    }
+
+    fn remember(&mut self, slot: u64) -> Result<(), Fault> {
+        let value = self.top()?;
+        let known = self.memo.len() as u64;
+        if slot < known {
+            self.memo[slot as usize] = value;
+        } else if slot <= known + 1 {
+            // Picklers number their slots from 0 (Python 3) or from 1 (Python 2), so one may be skipped.
+            if slot > known {
+                self.memo.push(Value::Hole);
+            }
+            self.memo.push(value);
+        } else {
+            return Err(self.fault(format!(
+                "memo slot {slot} after slot {known}: slots must be filled in order; the file is damaged"
+            )));
+        }
+        Ok(())
+    }
+
+    fn recall(&mut self, slot: u64) -> Result<(), Fault> {
+        match usize::try_from(slot).ok().and_then(|slot| self.memo.get(slot)) {
+            Some(&value) if value != Value::Hole => {
+                self.stack.push(value);
+                Ok(())
+            }
+            _ => Err(self.fault(format!("memo slot {slot} holds nothing; the file is damaged"))),
+        }
+    }
+
+    /// Makes a tuple of the values from `start` on.
+    fn tuple(&mut self, start: usize) {
+        if start == self.stack.len() {
+            self.stack.push(Value::EmptyTuple);
+            return;
+        }
+        let span = (index(self.tuple_items.len()), index(self.stack.len() - start));
+        self.tuple_items.extend(self.stack.drain(start..));
+        self.tuples.push(span);
+        self.stack.push(Value::Tuple(index(self.tuples.len() - 1)));
+    }
+
+    fn tuple_of_last(&mut self, n: usize) -> Result<(), Fault> {
+        match self.stack.len().checked_sub(n) {
+            Some(start) if start >= self.floor() => {
+                self.tuple(start);
+                Ok(())
+            }
+            _ => Err(self.fault(format!("a tuple of {n} needs {n} values; the file is damaged"))),
+        }
+    }
+
+    /// Moves the values from `start` on to the end of the list just below them.
+    fn append(&mut self, start: usize) -> Result<(), Fault> {
+        let below = start.checked_sub(1).filter(|&below| below >= self.floor());
+        let Some(&Value::List(list)) = below.and_then(|below| self.stack.get(below)) else {
+            return Err(self.fault("there is no list to append to; the file is damaged"));
+        };
+        if start < self.stack.len()
+            && let Some(head) = self.heads.get_mut(list as usize)
+        {
+            if *head == NO_ITEMS {
+                *head = index(self.items.len());
+                self.items.push(Vec::new());
+            }
+            if let Some(items) = self.items.get_mut(*head as usize) {
+                items.extend(self.stack.drain(start..));
+            }
+        }
+        Ok(())
+    }
+
+    fn global(&mut self, module: &[u8], name: &[u8]) -> Result<(), Fault> {
+        match Global::named(module, name) {
+            Some(global) => {
+                self.stack.push(Value::Global(global));
+                Ok(())
+            }
+            None => Err(self.fault(format!(
+                "the pickle calls for {}.{}, which is not part of an array of integer lists and is never \
+                 executed; {SAVE_AS_LISTS}",
+                printable(module),
+                printable(name)
+            ))),
+        }
+    }
+
+    fn bytes_of(&self, value: Value) -> Option<&'a [u8]> {
+        let Value::Text(text) = value else { return None };
+        let &(start, len) = self.spans.get(text as usize)?;
+        self.input.get(start as usize..)?.get(..len as usize)
+    }
+
+    /// The items of a tuple or a list.
+    fn items_of(&self, value: Value) -> Option<&[Value]> {
+        match value {
+            Value::EmptyTuple => Some(&[]),
+            Value::Tuple(tuple) => {
+                let &(start, len) = self.tuples.get(tuple as usize)?;
+                self.tuple_items.get(start as usize..)?.get(..len as usize)
+            }
+            Value::List(list) => match *self.heads.get(list as usize)? {
+                NO_ITEMS => Some(&[]),
+                items => self.items.get(items as usize).map(Vec::as_slice),
+            },
+            _ => None,
+        }
+    }
+
+    fn as_integer(&self, value: Value) -> Option<i64> {
+        match value {
+            Value::Int(value) => Some(i64::from(value)),
+            Value::Wide(wide) => self.wide.get(wide as usize).copied(),
+            _ => None,
+        }
+    }
+
+    /// Interprets the whole pickle and gives the object it describes.
+    fn run(&mut self) -> Result<Value, Fault> {
+        loop {
+            self.op_at = self.at;
+            let Some(&op) = self.input.get(self.at) else {
+                return Err(self.fault("the pickle ends without STOP; the file is cut off"));
+            };
+            self.at += 1;
+            match op {
+                // The four opcodes of which a review consists come first.
+                b'K' => {
+                    let value = self.number(1)?;
+                    self.stack.push(Value::Int(value as i32));
+                }
+                b'M' => {
+                    let value = self.number(2)?;
+                    self.stack.push(Value::Int(value as i32));
+                }
+                b'J' => {
+                    let value = self.number(4)?;
+                    self.stack.push(Value::Int(value as u32 as i32));
+                }
+                b'h' => {
+                    let slot = self.number(1)?;
+                    self.recall(slot)?;
+                }
+                b'j' => {
+                    let slot = self.number(4)?;
+                    self.recall(slot)?;
+                }
+                b'q' => {
+                    let slot = self.number(1)?;
+                    self.remember(slot)?;
+                }
+                b'r' => {
+                    let slot = self.number(4)?;
+                    self.remember(slot)?;
+                }
+                0x94 => self.remember(self.memo.len() as u64)?,
+                b'(' => self.marks.push(index(self.stack.len())),
+                b']' => {
+                    self.heads.push(NO_ITEMS);
+                    self.stack.push(Value::List(index(self.heads.len() - 1)));
+                }
+                b'a' => {
+                    let last = self.stack.len().saturating_sub(1);
+                    self.append(last)?;
+                }
+                b'e' => {
+                    let start = self.mark()?;
+                    self.append(start)?;
+                }
+                b'l' => {
+                    let start = self.mark()?;
+                    self.heads.push(NO_ITEMS);
+                    let list = Value::List(index(self.heads.len() - 1));
+                    self.stack.insert(start, list);
+                    self.append(start + 1)?;
+                }
+                b')' => self.stack.push(Value::EmptyTuple),
+                b't' => {
+                    let start = self.mark()?;
+                    self.tuple(start);
+                }
+                0x85 => self.tuple_of_last(1)?,
+                0x86 => self.tuple_of_last(2)?,
+                0x87 => self.tuple_of_last(3)?,
+                b'N' => self.stack.push(Value::None),
+                0x88 => self.stack.push(Value::Bool(true)),
+                0x89 => self.stack.push(Value::Bool(false)),
+                0x8a => {
+                    let len = self.number(1)?;
+                    self.long(len)?;
+                }
+                0x8b => {
+                    let len = self.number(4)?;
+                    self.long(len)?;
+                }
+                b'U' | b'C' | 0x8c => {
+                    let len = self.number(1)?;
+                    self.text(len)?;
+                }
+                b'T' | b'X' | b'B' => {
+                    let len = self.number(4)?;
+                    self.text(len)?;
+                }
+                0x8d | 0x8e | 0x96 => {
+                    let len = self.number(8)?;
+                    self.text(len)?;
+                }
+                b'c' => {
+                    let module = self.line()?;
+                    let name = self.line()?;
+                    self.global(module, name)?;
+                }
+                0x93 => {
+                    let (name, module) = (self.pop()?, self.pop()?);
+                    match (self.bytes_of(module), self.bytes_of(name)) {
+                        (Some(module), Some(name)) => self.global(module, name)?,
+                        _ => return Err(self.fault("STACK_GLOBAL needs two strings; the file is damaged")),
+                    }
+                }
+                b'R' => self.reduce()?,
+                b'b' => self.build()?,
+                0x80 => {
+                    let protocol = self.number(1)?;
+                    if !(2..=5).contains(&protocol) {
+                        return Err(self.fault(format!(
+                            "pickle protocol {protocol}, expected 2 to 5; {SAVE_AS_LISTS}"
+                        )));
+                    }
+                }
+                0x95 => {
+                    let len = self.number(8)?;
+                    let left = (self.input.len() - self.at) as u64;
+                    if len > left {
+                        return Err(self.fault(format!(
+                            "a frame of {len} bytes, but {left} are left; the file is cut off or damaged"
+                        )));
+                    }
+                }
+                b'.' => {
+                    let top = self.pop()?;
+                    if !self.stack.is_empty() || !self.marks.is_empty() {
+                        return Err(self.fault("STOP with values left on the stack; the file is damaged"));
+                    }
+                    if self.at != self.input.len() {
+                        return Err(self.fault(format!(
+                            "{} bytes follow the end of the pickle; the file is damaged",
+                            self.input.len() - self.at
+                        )));
+                    }
+                    return Ok(top);
+                }
+                _ => return Err(self.unknown(op)),
+            }
+        }
+    }
+
+    fn unknown(&self, op: u8) -> Fault {
+        // Named are the opcodes that other objects are pickled with.
+        let name = match op {
+            b'i' => "INST, an object of a class",
+            b'o' => "OBJ, an object of a class",
+            0x81 => "NEWOBJ, an object of a class",
+            0x92 => "NEWOBJ_EX, an object of a class",
+            0x82..=0x84 => "EXT, a registered object",
+            b'P' | b'Q' => "PERSID, a reference out of the file",
+            0x97 | 0x98 => "a buffer out of the file",
+            b'}' | b'd' | b's' | b'u' => "a dictionary",
+            0x8f | 0x90 | 0x91 => "a set",
+            b'F' | b'G' => "a float",
+            b'I' | b'L' | b'S' | b'V' | b'g' | b'p' => "text of protocol 0",
+            _ => "an unknown instruction",
+        };
+        self.fault(format!(
+            "opcode 0x{op:02x} ({name}) has no place in an array of integer lists; {SAVE_AS_LISTS}"
+        ))
+    }
+
+    /// LONG1 and LONG4: little-endian two's complement of any length.
+    fn long(&mut self, len: u64) -> Result<(), Fault> {
+        let digits = self.take(len)?;
+        match decode(digits, true, false) {
+            Some(value) => self.integer(value),
+            None => return Err(self.fault(format!("an integer of {len} bytes; more than 8 are not read"))),
+        }
+        Ok(())
+    }
+
+    fn reduce(&mut self) -> Result<(), Fault> {
+        let (args, callable) = (self.pop()?, self.pop()?);
+        let Value::Global(global) = callable else {
+            return Err(self.fault(format!("REDUCE calls {}; the file is damaged", callable.name())));
+        };
+        let args: [Value; 4] = match self.items_of(args) {
+            Some(items) if items.len() <= 4 => {
+                let mut args = [Value::Hole; 4];
+                args[..items.len()].copy_from_slice(items);
+                args
+            }
+            _ => return Err(self.fault("REDUCE needs a tuple of at most 4 arguments; the file is damaged")),
+        };
+        let made = match (global, args) {
+            (Global::Reconstruct, [Value::Global(Global::NdArray), _, _, Value::Hole]) => {
+                self.arrays.push(Array { shape: Value::EmptyTuple, dtype: 0, data: Value::None });
+                Value::Array(index(self.arrays.len() - 1))
+            }
+            (Global::DType, [Value::Text(_), _, _, Value::Hole]) => {
+                let name = self.bytes_of(args[0]).unwrap_or_default();
+                let dtype = self.dtype(name)?;
+                self.dtypes.push(dtype);
+                Value::DType(index(self.dtypes.len() - 1))
+            }
+            (Global::Encode, [Value::Text(text), codec, Value::Hole, _])
+                if matches!(self.bytes_of(codec), Some(b"latin1" | b"latin-1")) =>
+            {
+                Value::Latin1(text)
+            }
+            (Global::Bytes, [Value::Hole, ..]) => {
+                self.spans.push((0, 0));
+                Value::Text(index(self.spans.len() - 1))
+            }
+            (Global::FromBuffer, [data @ Value::Text(_), Value::DType(dtype), shape, Value::Text(_)]) => {
+                self.arrays.push(Array { shape, dtype, data });
+                Value::Array(index(self.arrays.len() - 1))
+            }
+            (Global::Scalar, [Value::DType(dtype), data, Value::Hole, _]) => {
+                let Some(number) = self.scalar(dtype, data) else {
+                    return Err(self.fault(format!(
+                        "a NumPy scalar that is not an integer of 1 to 8 bytes; {SAVE_AS_LISTS}"
+                    )));
+                };
+                // The number stands where its pickle stood, so that a row of scalars is a row of integers.
+                self.integer(number);
+                return Ok(());
+            }
+            _ => {
+                return Err(self.fault(format!(
+                    "{global:?} is called with arguments that NumPy does not give it; the file is damaged"
+                )));
+            }
+        };
+        self.stack.push(made);
+        Ok(())
+    }
+
+    fn dtype(&self, name: &[u8]) -> Result<DType, Fault> {
+        let (kind, size) = match name {
+            b"O8" | b"O4" | b"O" => (Kind::Object, 8),
+            [b'i', size @ (b'1' | b'2' | b'4' | b'8')] => (Kind::Signed, size - b'0'),
+            [b'u', size @ (b'1' | b'2' | b'4' | b'8')] => (Kind::Unsigned, size - b'0'),
+            _ => {
+                return Err(self.fault(format!(
+                    "an array of dtype {}, expected integers (i1 to i8, u1 to u8) or objects; {SAVE_AS_LISTS}",
+                    printable(name)
+                )));
+            }
+        };
+        Ok(DType { kind, size, big_endian: cfg!(target_endian = "big") })
+    }
+
+    fn build(&mut self) -> Result<(), Fault> {
+        let (state, target) = (self.pop()?, self.top()?);
+        let state = self.items_of(state).unwrap_or_default();
+        match (target, state) {
+            (Value::DType(dtype), &[_, order @ Value::Text(_), ..]) => {
+                let big_endian = match self.bytes_of(order) {
+                    Some(b"<") => false,
+                    Some(b">") => true,
+                    // Native order, or none because it does not matter.
+                    Some(b"=" | b"|") => cfg!(target_endian = "big"),
+                    _ => return Err(self.fault("a dtype of unknown byte order; the file is damaged")),
+                };
+                if let Some(dtype) = self.dtypes.get_mut(dtype as usize) {
+                    dtype.big_endian = big_endian;
+                }
+                Ok(())
+            }
+            // Version, shape, dtype, Fortran order, data. The order plays no part for one dimension, and objects
+            // are pickled in C order always.
+            (Value::Array(array), &[_, shape, Value::DType(dtype), _, data]) => {
+                if let Some(array) = self.arrays.get_mut(array as usize) {
+                    *array = Array { shape, dtype, data };
+                }
+                Ok(())
+            }
+            _ => Err(self.fault(format!(
+                "BUILD of {} with a state of {} items, which NumPy does not write; the file is damaged",
+                target.name(),
+                state.len()
+            ))),
+        }
+    }
+
+    /// The integer that a NumPy scalar holds.
+    fn scalar(&self, dtype: u32, data: Value) -> Option<i64> {
+        let mut number = Vec::new();
+        self.numbers(*self.dtypes.get(dtype as usize)?, 1, data, &mut number)?;
+        number.pop()
+    }
+
+    /// Appends the `n` numbers that `data` holds to `to`.
+    fn numbers(&self, dtype: DType, n: usize, data: Value, to: &mut Vec<i64>) -> Option<()> {
+        let size = usize::from(dtype.size);
+        let wanted = n.checked_mul(size)?;
+        let signed = match dtype.kind {
+            Kind::Signed => true,
+            Kind::Unsigned => false,
+            Kind::Object => return None,
+        };
+        match data {
+            Value::Latin1(text) => {
+                let text = self.bytes_of(Value::Text(text))?;
+                // One or two bytes stand for each: checked first, so that a long text named by many short arrays
+                // is not walked for each of them.
+                if text.len() < wanted || text.len() / 2 > wanted {
+                    return None;
+                }
+                let text = std::str::from_utf8(text).ok()?;
+                let mut left = wanted;
+                let mut number = [0u8; 8];
+                for (at, c) in text.chars().enumerate() {
+                    left = left.checked_sub(1)?;
+                    number[at % size] = u8::try_from(u32::from(c)).ok()?;
+                    if at % size == size - 1 {
+                        to.push(decode(&number[..size], signed, dtype.big_endian)?);
+                    }
+                }
+                (left == 0).then_some(())
+            }
+            _ => {
+                let bytes = self.bytes_of(data)?;
+                if bytes.len() != wanted {
+                    return None;
+                }
+                for number in bytes.chunks_exact(size) {
+                    to.push(decode(number, signed, dtype.big_endian)?);
+                }
+                Some(())
+            }
+        }
+    }
+
+    /// The dimensions of an array.
+    fn shape_of(&self, array: &Array) -> Option<Vec<usize>> {
+        let dims = self.items_of(array.shape)?;
+        if dims.len() > 32 {
+            return None;
+        }
+        dims.iter().map(|&dim| usize::try_from(self.as_integer(dim)?).ok()).collect()
+    }
+
+    fn array_of(&self, value: Value) -> Option<(&Array, DType)> {
+        let Value::Array(array) = value else { return None };
+        let array = self.arrays.get(array as usize)?;
+        Some((array, *self.dtypes.get(array.dtype as usize)?))
+    }
+
+    /// Writes out the rows of the finished object.
+    fn rows(&self, top: Value, shape: &[usize]) -> Result<Ragged, Fault> {
+        let Some((array, DType { kind: Kind::Object, .. })) = self.array_of(top) else {
+            return Err(refuse(
+                None,
+                format!("the pickle holds {}, expected an object array; {SAVE_AS_LISTS}", top.name()),
+            ));
+        };
+        let pickled = self.shape_of(array).unwrap_or_default();
+        if pickled != shape {
+            return Err(refuse(
+                None,
+                format!("the pickled array has shape {pickled:?}, its header says {shape:?}; the file is damaged"),
+            ));
+        }
+        let (Value::List(_), Some(items)) = (array.data, self.items_of(array.data)) else {
+            return Err(refuse(
+                None,
+                format!("the array's data is {}, expected a list; the file is damaged", array.data.name()),
+            ));
+        };
+        let elements = shape.iter().try_fold(1usize, |product, &dim| product.checked_mul(dim));
+        if Some(items.len()) != elements {
+            return Err(refuse(
+                None,
+                format!("the array of shape {shape:?} has {} elements; the file is damaged", items.len()),
+            ));
+        }
+        match *shape {
+            [_] => self.ragged(items),
+            // Rows of equal length, which NumPy turned into a matrix of objects.
+            [n, width] if width > 0 => {
+                let mut rows = Ragged { values: Vec::with_capacity(items.len()), ends: Vec::with_capacity(n) };
+                for (row, items) in items.chunks_exact(width).enumerate() {
+                    self.push_row(row, items, &mut rows.values)?;
+                    rows.ends.push(rows.values.len());
+                }
+                Ok(rows)
+            }
+            _ => Err(refuse(
+                None,
+                format!("an object array of shape {shape:?}, expected one of rows; {SAVE_AS_LISTS}"),
+            )),
+        }
+    }
+
+    fn ragged(&self, items: &[Value]) -> Result<Ragged, Fault> {
+        // Counted before anything is written: rows may be one and the same list, named again and again.
+        let mut total = 0usize;
+        for (row, &item) in items.iter().enumerate() {
+            let len = self.row_len(item).ok_or_else(|| {
+                refuse(
+                    None,
+                    format!(
+                        "row {row} is {}, expected a list, a tuple or a one-dimensional array of integers; \
+                         {SAVE_AS_LISTS}",
+                        item.name()
+                    ),
+                )
+            })?;
+            total = total.checked_add(len).filter(|&total| total <= self.input.len()).ok_or_else(|| {
+                refuse(
+                    None,
+                    format!(
+                        "the rows hold more integers than the pickle has bytes, because many rows are the same \
+                         list; {SAVE_AS_LISTS}"
+                    ),
+                )
+            })?;
+        }
+        let mut rows = Ragged { values: Vec::with_capacity(total), ends: Vec::with_capacity(items.len()) };
+        for (row, &item) in items.iter().enumerate() {
+            match self.array_of(item) {
+                Some((array, dtype)) if dtype.kind != Kind::Object => {
+                    let len = self.row_len(item).unwrap_or_default();
+                    self.numbers(dtype, len, array.data, &mut rows.values).ok_or_else(|| {
+                        refuse(
+                            None,
+                            format!(
+                                "row {row} is an array whose data does not hold its {len} integers (or one is \
+                                 above 2^63 - 1); the file is damaged"
+                            ),
+                        )
+                    })?;
+                }
+                Some((array, _)) => {
+                    self.push_row(row, self.items_of(array.data).unwrap_or_default(), &mut rows.values)?;
+                }
+                None => self.push_row(row, self.items_of(item).unwrap_or_default(), &mut rows.values)?,
+            }
+            rows.ends.push(rows.values.len());
+        }
+        Ok(rows)
+    }
+
+    /// How many integers a row claims to hold; none if it cannot be a row.
+    fn row_len(&self, item: Value) -> Option<usize> {
+        match self.array_of(item) {
+            Some((array, dtype)) => {
+                let [len] = self.shape_of(array)?[..] else { return None };
+                match dtype.kind {
+                    Kind::Object => self.items_of(array.data).map(<[Value]>::len).filter(|&items| items == len),
+                    _ => Some(len),
+                }
+            }
+            None => self.items_of(item).map(<[Value]>::len),
+        }
+    }
+
+    fn push_row(&self, row: usize, items: &[Value], to: &mut Vec<i64>) -> Result<(), Fault> {
+        for (at, &item) in items.iter().enumerate() {
+            match self.as_integer(item) {
+                Some(value) => to.push(value),
+                None => {
+                    return Err(refuse(
+                        None,
+                        format!("row {row}, item {at} is {}, expected an integer; {SAVE_AS_LISTS}", item.name()),
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// An integer of up to 8 bytes; none if there are more or the value is above `i64::MAX`.
+fn decode(bytes: &[u8], signed: bool, big_endian: bool) -> Option<i64> {
+    if bytes.len() > 8 {
+        return None;
+    }
+    let join = |number: u64, &byte: &u8| number << 8 | u64::from(byte);
+    let number =
+        if big_endian { bytes.iter().fold(0, join) } else { bytes.iter().rev().fold(0, join) };
+    if signed {
+        let unused = 64 - 8 * bytes.len() as u32;
+        // No bytes stand for 0, and a shift by 64 would overflow.
+        Some(if unused == 64 { 0 } else { (number << unused) as i64 >> unused })
+    } else {
+        i64::try_from(number).ok()
+    }
+}
+
+/// Untrusted bytes for a message: short, and nothing that a terminal would act on.
+fn printable(bytes: &[u8]) -> String {
+    let mut text: String = bytes.iter().take(60).flat_map(|&byte| std::ascii::escape_default(byte)).map(char::from).collect();
+    if bytes.len() > 60 {
+        text.push('…');
+    }
+    text
+}

@@ -1,6 +1,6 @@
 //! What a model must beat.
 
-use super::Examples;
+use super::{Examples, OOV};
 
 /// Test accuracies (0 to 1) of two models that need no training loop.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -12,6 +12,84 @@ pub struct Baselines {
 }
 
 /// Fits on `train`, scores on `test`.
+///
+/// Naive Bayes counts every id from [`OOV`] on (padding and the start mark say nothing) and takes the classes' shares
+/// of the training rows as its prior. Ties go to the lower class. With no test rows both accuracies are 0.
+///
+/// Ids are below `vocab` and labels below `classes` ([`Examples::check`]); what is not, is passed over.
 pub fn baselines(train: &Examples, test: &Examples, vocab: usize, classes: usize) -> Baselines {
-    todo!("{train:?} {test:?} {vocab} {classes}")
+    let bayes = NaiveBayes::fit(train, vocab, classes);
+    let majority = first_of_largest(bayes.rows.iter().map(|&rows| rows as f64));
+    let share = |answer: &dyn Fn(usize) -> Option<u32>| {
+        let correct = (0..test.rows()).filter(|&row| answer(row) == Some(test.y[row])).count();
+        if test.rows() == 0 { 0.0 } else { correct as f64 / test.rows() as f64 }
+    };
+    Baselines { majority: share(&|_| majority), naive_bayes: share(&|row| bayes.predict(test.row(row))) }
+}
+
+/// The index of the largest score (the first of equals); NaN never wins.
+fn first_of_largest(scores: impl Iterator<Item = f64>) -> Option<u32> {
+    let mut best: Option<(u32, f64)> = None;
+    for (k, score) in (0u32..).zip(scores) {
+        if best.map_or(!score.is_nan(), |(_, top)| score > top) {
+            best = Some((k, score));
+        }
+    }
+    best.map(|(k, _)| k)
+}
+
+/// Counts of a training part.
+struct NaiveBayes {
+    /// Training rows of each class `[C]`.
+    rows: Vec<u64>,
+    /// Counted ids of each class `[C]`.
+    totals: Vec<u64>,
+    /// Occurrences `[C,V]`.
+    counts: Vec<u32>,
+    vocab: usize,
+}
+
+impl NaiveBayes {
+    fn fit(train: &Examples, vocab: usize, classes: usize) -> Self {
+        let mut bayes = Self {
+            rows: vec![0; classes],
+            totals: vec![0; classes],
+            counts: vec![0; classes.saturating_mul(vocab)],
+            vocab,
+        };
+        for (row, &y) in train.y.iter().enumerate() {
+            let class = y as usize;
+            if class >= classes {
+                continue;
+            }
+            bayes.rows[class] += 1;
+            for id in bayes.counted(train.row(row)) {
+                bayes.counts[class * vocab + id] += 1;
+                bayes.totals[class] += 1;
+            }
+        }
+        bayes
+    }
+
+    /// The ids that count.
+    fn counted<'a>(&self, ids: &'a [u32]) -> impl Iterator<Item = usize> + use<'a> {
+        let vocab = self.vocab;
+        ids.iter().filter(|&&id| id >= OOV).map(|&id| id as usize).filter(move |&id| id < vocab)
+    }
+
+    /// The class with the largest log posterior.
+    fn predict(&self, ids: &[u32]) -> Option<u32> {
+        // PAD and START are no outcomes of the multinomial, so they take no share of the smoothing.
+        let outcomes = self.vocab.saturating_sub(OOV as usize) as f64;
+        first_of_largest((0..self.rows.len()).map(|class| {
+            if self.rows[class] == 0 {
+                return f64::NEG_INFINITY;
+            }
+            // The prior's denominator is the same for every class: left out.
+            let prior = (self.rows[class] as f64).ln();
+            let total = (self.totals[class] as f64 + outcomes).ln();
+            let counts = &self.counts[class * self.vocab..(class + 1) * self.vocab];
+            prior + self.counted(ids).map(|id| (f64::from(counts[id]) + 1.0).ln() - total).sum::<f64>()
+        }))
+    }
 }

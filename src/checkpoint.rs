@@ -312,9 +312,13 @@ impl Weights {
             WeightsFormat::Npz => {
                 let mut archive = npz::NpzArchive::open(path)?;
                 let mut found = HashMap::new();
-                for name in archive.names() {
-                    let (shape, values) = archive.read_floats(&name)?;
-                    found.insert(name, (shape, values));
+                let names: Vec<String> = archive.names().map(String::from).collect();
+                for name in names {
+                    let array = archive.read(&name)?;
+                    let npz::Values::Float(values) = array.values else {
+                        return Err(archive.error(&name, "not floating-point numbers, so no weights"));
+                    };
+                    found.insert(name, (array.shape, values.into_iter().map(|x| x as f32).collect()));
                 }
                 found
             }
@@ -370,16 +374,20 @@ impl Weights {
     /// Writes the parameters under Keras' names, as the extension says.
     pub fn save(&self, path: &Path) -> Result<()> {
         match WeightsFormat::of(path, "--to")? {
-            WeightsFormat::Npz => files::write_atomically(path, |out| {
-                let arrays: Vec<(&str, &[usize], &[f32])> = self
+            WeightsFormat::Npz => {
+                let arrays: Vec<npz::Output<'_>> = self
                     .model
                     .table
                     .specs()
                     .iter()
-                    .map(|spec| (spec.name, spec.shape.as_slice(), &self.params[spec.range()]))
+                    .map(|spec| npz::Output {
+                        name: spec.name,
+                        shape: &spec.shape,
+                        values: &self.params[spec.range()],
+                    })
                     .collect();
-                npz::write_npz(out, &arrays).map_err(Error::io(path, "write"))
-            }),
+                npz::write_npz(path, &arrays, false)
+            }
             WeightsFormat::Safetensors => {
                 let bytes = arena_tensors(&self.model, "", &self.params)
                     .and_then(|tensors| to_safetensors(&tensors, None))

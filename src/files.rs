@@ -7,7 +7,7 @@ use std::path::Path;
 
 /// Writes `path` through `write`: into a file beside it, flushed to the disk, then renamed over it. Whoever reads
 /// `path`, whenever, and whatever kills this process, finds the old file or the new one.
-pub fn write_atomically(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+pub fn write_atomically(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> Result<()>) -> Result<()> {
     let name = path.file_name().ok_or_else(|| {
         Error::usage(path.display().to_string(), "this path has no file name; name a file to write")
     })?;

@@ -10,12 +10,9 @@
 //!
 //! `golden/imdb_three_batches.py` does for the binary and real reviews what `reference_shape` does here.
 
-<<<<<<< HEAD
-=======
 #![allow(clippy::unwrap_used)] // in a test's helpers, where a panic is the report
 #![allow(clippy::neg_cmp_op_on_partial_ord)] // `!(diff <= tolerance)`, so that a NaN fails
 
->>>>>>> golden
 use recurve::backend::cpu::Cpu;
 use recurve::backend::reference::Reference;
 use recurve::backend::{
@@ -77,14 +74,10 @@ impl Golden {
                 }
             }
         }
-<<<<<<< HEAD
-        println!("  {name:34} worst error {worst:.1e}, {:.4} of the tolerance {tolerance:.1e}", worst / tolerance);
-=======
         println!(
             "  {name:34} worst error {worst:.1e}, {:.1e} of the tolerance {tolerance:.1e}",
             worst / tolerance
         );
->>>>>>> golden
         if !(worst <= tolerance) {
             self.failures.push(format!(
                 "{name}[{at}]: {:e}, Keras has {:e}: off by {worst:.3e}, tolerance {tolerance:.3e}",
@@ -101,12 +94,8 @@ impl Golden {
     }
 
     fn finish(mut self) {
-<<<<<<< HEAD
-        self.failures.extend(self.left.keys().map(|name| format!("{name}: in the fixture, but never compared")));
-=======
         self.failures
             .extend(self.left.keys().map(|name| format!("{name}: in the fixture, but never compared")));
->>>>>>> golden
         assert!(self.failures.is_empty(), "{} against Keras:\n  {}", self.ran, self.failures.join("\n  "));
     }
 }
@@ -191,12 +180,7 @@ fn small<T: Real, O: HostOps<T>>(ops: &O, precision: fn(&Small) -> &Arrays, tole
     println!("small model, Keras' side: {:?}", fixture.versions);
     let mut golden = Golden::new(ops.name(), tolerance, precision(&fixture));
     let SmallDims { vocab, embed, steps, hidden, classes } = fixture.dims;
-<<<<<<< HEAD
-    let model =
-        Model::new(ModelConfig { vocab, embed, hidden, classes, ..ModelConfig::default() }).unwrap();
-=======
     let model = Model::new(ModelConfig { vocab, embed, hidden, classes, ..ModelConfig::default() }).unwrap();
->>>>>>> golden
 
     // The weights are multiples of 1/256, the rate a power of two: exact in f32 and in f64.
     let params: Vec<f64> =
@@ -286,45 +270,22 @@ fn small<T: Real, O: HostOps<T>>(ops: &O, precision: fn(&Small) -> &Arrays, tole
     let (mut loss, mut hits) = (vec![T::nan(); d.b], vec![T::nan(); d.b]);
     ops.cross_entropy_forward(
         d,
-<<<<<<< HEAD
-        CrossEntropyForward {
-            logits: &logits,
-            labels,
-            probs: &mut probs,
-            loss: &mut loss,
-            hits: &mut hits,
-        },
-    )
-    .unwrap();
-    ops.cross_entropy_backward(
-        d,
-        CrossEntropyBackward { probs: &probs, labels, dlogits: &mut dlogits },
-    )
-    .unwrap();
-=======
         CrossEntropyForward { logits: &logits, labels, probs: &mut probs, loss: &mut loss, hits: &mut hits },
     )
     .unwrap();
     ops.cross_entropy_backward(d, CrossEntropyBackward { probs: &probs, labels, dlogits: &mut dlogits })
         .unwrap();
->>>>>>> golden
     golden.compare("extreme/row_losses", &loss);
     golden.compare("extreme/probabilities", &probs);
     golden.compare("extreme/dlogits", &dlogits);
     golden.finish();
 }
 
-<<<<<<< HEAD
-// About 80 roundings of f32 (6e-8 each) in a row through seven time steps and back, in a different order from Keras'.
-const F32: Tolerance = Tolerance::OfLargest(1e-5);
-// The same arithmetic in f64 leaves 1e-15; 1e-9 is what a wrong constant in its tenth digit would still exceed.
-=======
 // Some 80 roundings of f32 (6e-8 each) follow one another through seven time steps and back, in another order than
 // Keras'.
 const F32: Tolerance = Tolerance::OfLargest(1e-5);
 // The same roundings of f64 (1e-16 each) leave 1e-14. 1e-9 is far above that, and far below what any rounding to f32 on
 // either side leaves: it caught Keras' own tanh at 1e-7 (see make.py).
->>>>>>> golden
 const F64: Tolerance = Tolerance::OfLargest(1e-9);
 
 #[test]
@@ -396,12 +357,7 @@ struct ReferenceShape {
 }
 
 fn reference_shape<O: HostOps<f32>>(ops: &O) {
-<<<<<<< HEAD
-    let fixture: ReferenceShape =
-        serde_json::from_str(include_str!("golden/reference_shape.json")).unwrap();
-=======
     let fixture: ReferenceShape = serde_json::from_str(include_str!("golden/reference_shape.json")).unwrap();
->>>>>>> golden
     println!("reference shape, Keras' side: {:?}", fixture.versions);
     let model = Model::new(ModelConfig::default()).unwrap();
     let (weights, ids, labels) = reference_inputs(&model);

@@ -5,7 +5,7 @@
 //!   [`train`](crate::train) uses. A back end is free to fuse a whole step behind it and to keep data, order and
 //!   metrics on a device.
 //!
-//! [`reference`] is the oracle (plain loops in f32 or f64), [`cpu`] the one for machines without a GPU. Both get
+//! [`mod@reference`] is the oracle (plain loops in f32 or f64), [`cpu`] the one for machines without a GPU. Both get
 //! their engine from [`host::HostEngine`], which composes a step out of `Ops`.
 
 pub mod cpu;

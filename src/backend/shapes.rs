@@ -334,7 +334,7 @@ impl<S: Extent + ?Sized> SequenceForward<'_, S> {
         checks!("lstm_sequence_forward", self;
             x: "[T,B,E]" = [t, b, e], h0: "[B,H]" = [b, h], c0: "[B,H]" = [b, h],
             w: "[E,4H]" = [e, 4, h], u: "[H,4H]" = [h, 4, h], b: "[4H]" = [4, h],
-            gates: "[T,B,4H]" = [t, b, 4, h], h: "[T+1,B,H]" = [t + 1, b, h], c: "[T+1,B,H]" = [t + 1, b, h])
+            gates: "[T,B,4H]" = [t, b, 4, h], h: "[T+1,B,H]" = [t.saturating_add(1), b, h], c: "[T+1,B,H]" = [t.saturating_add(1), b, h])
     }
 }
 impl<S: Extent + ?Sized> SequenceBackward<'_, S> {
@@ -345,7 +345,7 @@ impl<S: Extent + ?Sized> SequenceBackward<'_, S> {
             dh: "[T,B,H]" = [t, b, h], dh_last: "[B,H]" = [b, h], dc_last: "[B,H]" = [b, h]);
         checks!("lstm_sequence_backward", self;
             x: "[T,B,E]" = [t, b, e], w: "[E,4H]" = [e, 4, h], u: "[H,4H]" = [h, 4, h],
-            gates: "[T,B,4H]" = [t, b, 4, h], h: "[T+1,B,H]" = [t + 1, b, h], c: "[T+1,B,H]" = [t + 1, b, h],
+            gates: "[T,B,4H]" = [t, b, 4, h], h: "[T+1,B,H]" = [t.saturating_add(1), b, h], c: "[T+1,B,H]" = [t.saturating_add(1), b, h],
             dx: "[T,B,E]" = [t, b, e], dh0: "[B,H]" = [b, h], dc0: "[B,H]" = [b, h],
             dw: "[E,4H]" = [e, 4, h], du: "[H,4H]" = [h, 4, h], db: "[4H]" = [4, h])
     }

@@ -11,8 +11,9 @@
 
 use super::pickle::{self, Ragged};
 use crate::error::{Error, Result};
+use crate::files;
 use std::fs::File;
-use std::io::{BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::io::{BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use zip::result::ZipError;
 use zip::{CompressionMethod, ZipArchive, ZipWriter};
@@ -712,22 +713,7 @@ pub struct Output<'a> {
 /// and stored otherwise. Equal arrays give equal bytes: no clock goes in. The file appears under its name only when
 /// it is whole.
 pub fn write_npz(path: &Path, arrays: &[Output<'_>], compress: bool) -> Result<()> {
-    let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(".tmp");
-    let temporary = path.with_file_name(name);
-    let written = File::create(&temporary).map_err(Error::io(&temporary, "create")).and_then(|file| {
-        let file = write_npz_to(path, BufWriter::new(file), arrays, compress)?
-            .into_inner()
-            .map_err(|error| Error::io(&temporary, "write")(error.into_error()))?;
-        file.sync_all().map_err(Error::io(&temporary, "write"))?;
-        drop(file);
-        std::fs::rename(&temporary, path).map_err(Error::io(path, "rename to"))
-    });
-    if written.is_err() {
-        // The first failure is what the user needs to hear of; a leftover only costs space.
-        let _ = std::fs::remove_file(&temporary);
-    }
-    written
+    files::write_atomically(path, |out| write_npz_to(path, out, arrays, compress).map(drop))
 }
 
 /// The same into any writer, which is handed back; `path` is its name in messages.

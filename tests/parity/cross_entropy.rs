@@ -1,0 +1,158 @@
+//! `cross_entropy_forward` and `cross_entropy_backward`.
+
+use std::borrow::{Borrow as _, BorrowMut as _};
+
+use crate::harness::*;
+use recurve::backend::{CrossEntropyBackward, CrossEntropyDims, CrossEntropyForward, Ops};
+
+pub struct Forward;
+pub struct Backward;
+
+/// What is special about the logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Logits {
+    /// Within ±4.
+    Plain,
+    /// Small integers: many rows have several largest logits, of which the first counts.
+    Tied,
+    /// Within ±1000: probabilities underflow, the loss does not.
+    Wide,
+    /// Each row holds a NaN somewhere: its loss is NaN and it hits nothing.
+    NotNumbers,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Case {
+    pub d: CrossEntropyDims,
+    pub logits: Logits,
+}
+
+fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (b, c) in [(1, 1), (32, 2), (19, 3), (257, 33), (33, 257), (99, 31), (0, 2), (0, 0)] {
+        for logits in [Logits::Plain, Logits::Tied, Logits::Wide, Logits::NotNumbers] {
+            cases.push(Case { d: CrossEntropyDims { b, c }, logits });
+        }
+    }
+    cases
+}
+
+impl Operation for Forward {
+    const NAME: &'static str = "cross_entropy_forward";
+    type Case = Case;
+
+    fn cases() -> Vec<Case> {
+        cases()
+    }
+
+    fn arrays(case: &Case, random: &mut Random) -> Arrays {
+        let CrossEntropyDims { b, c } = case.d;
+        let logits: Vec<f64> = match case.logits {
+            Logits::Plain => random.uniform(b * c, 4.0),
+            Logits::Tied => random.uniform(b * c, 2.0).into_iter().map(f64::round).collect(),
+            Logits::Wide => random.uniform(b * c, 1000.0),
+            Logits::NotNumbers => {
+                let mut logits = random.uniform(b * c, 4.0);
+                for (row, line) in logits.chunks_mut(c.max(1)).enumerate() {
+                    line[row % c] = f64::NAN;
+                }
+                logits
+            }
+        };
+        // Shifting logits by the largest rounds the difference, which is up to twice `scale`: half an ulp of it is an
+        // absolute error of the exponent, so a relative one of every probability.
+        let scale = if case.logits == Logits::Wide { 2000.0 } else { 8.0 };
+        // A sum of c probabilities in f32 has √c roundings; exp adds a few, and subnormals (below 1e-38) are rounded
+        // to their own spacing or flushed.
+        let sum = (c as f64).sqrt();
+        let probs = Tolerance { atol: 1.2e-38, rtol: (scale + 4.0 + sum) * ROUNDING };
+        // The loss is a logarithm of a sum between 1 and c, whose error is absolute, and a difference of logits.
+        let loss = roundings(2.0, 4.0 + sum + if case.logits == Logits::Wide { 0.0 } else { scale }, 1.0);
+        Arrays {
+            inputs: vec![logits],
+            ids: vec![random.ids(b, c)],
+            outputs: vec![
+                assigned("probs", b * c, probs),
+                assigned("loss", b, loss),
+                assigned("hits", b, EXACT),
+            ],
+        }
+    }
+
+    fn call<O: Ops>(ops: &O, case: &Case, on: &mut Buffers<O>) -> recurve::Result<()> {
+        let ([logits], [labels]) = (&on.inputs[..], &on.ids[..]) else { unreachable!() };
+        let [probs, loss, hits] = &mut on.outputs[..] else { unreachable!() };
+        ops.cross_entropy_forward(
+            case.d,
+            CrossEntropyForward {
+                logits: logits.borrow(),
+                labels: labels.borrow(),
+                probs: probs.borrow_mut(),
+                loss: loss.borrow_mut(),
+                hits: hits.borrow_mut(),
+            },
+        )
+    }
+}
+
+impl Operation for Backward {
+    const NAME: &'static str = "cross_entropy_backward";
+    type Case = Case;
+
+    fn cases() -> Vec<Case> {
+        cases().into_iter().filter(|case| case.logits == Logits::Plain).collect()
+    }
+
+    fn arrays(case: &Case, random: &mut Random) -> Arrays {
+        let CrossEntropyDims { b, c } = case.d;
+        Arrays {
+            inputs: vec![random.uniform(b * c, 0.5).iter().map(|x| f64::from((x + 0.5) as f32)).collect()],
+            ids: vec![random.ids(b, c)],
+            // A difference (exact but for the label's: half an ulp of at most 1, divided by B) and a quotient, or a
+            // product with the rounded 1/B.
+            outputs: vec![assigned("dlogits", b * c, roundings(3.0, 0.0, 0.0))],
+        }
+    }
+
+    fn call<O: Ops>(ops: &O, case: &Case, on: &mut Buffers<O>) -> recurve::Result<()> {
+        let ([probs], [labels], [dlogits]) = (&on.inputs[..], &on.ids[..], &mut on.outputs[..]) else {
+            unreachable!()
+        };
+        ops.cross_entropy_backward(
+            case.d,
+            CrossEntropyBackward {
+                probs: probs.borrow(),
+                labels: labels.borrow(),
+                dlogits: dlogits.borrow_mut(),
+            },
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use recurve::backend::cpu::Cpu;
+
+    #[test]
+    fn a_label_out_of_range_is_named_and_nothing_is_written() {
+        let cpu = Cpu::new(1).unwrap();
+        let d = CrossEntropyDims { b: 2, c: 2 };
+        let labels = &[1, 2][..];
+        let (mut probs, mut loss, mut hits) = ([7.0; 4], [7.0; 2], [7.0; 2]);
+        let a = CrossEntropyForward {
+            logits: &[0.0; 4][..],
+            labels,
+            probs: &mut probs,
+            loss: &mut loss,
+            hits: &mut hits,
+        };
+        let error = cpu.cross_entropy_forward(d, a).unwrap_err().to_string();
+        assert!(error.contains("cross_entropy_forward") && error.contains("2 at index 1"), "{error}");
+        assert_eq!((probs, loss, hits), ([7.0; 4], [7.0; 2], [7.0; 2]));
+        let a = CrossEntropyBackward { probs: &[0.5; 4][..], labels, dlogits: &mut probs };
+        let error = cpu.cross_entropy_backward(d, a).unwrap_err().to_string();
+        assert!(error.contains("cross_entropy_backward") && error.contains("2 at index 1"), "{error}");
+        assert_eq!(probs, [7.0; 4]);
+    }
+}

@@ -1,0 +1,114 @@
+//! `embedding_forward` and `embedding_backward`.
+
+use std::borrow::{Borrow as _, BorrowMut as _};
+
+use crate::harness::*;
+use recurve::backend::{EmbeddingBackward, EmbeddingDims, EmbeddingForward, Ops};
+
+pub struct Forward;
+pub struct Backward;
+
+fn cases() -> Vec<EmbeddingDims> {
+    let dims = |(n, v, e)| EmbeddingDims { n, v, e };
+    let shapes = [
+        (1, 1, 1),
+        (19, 33, 31),
+        (257, 99, 33),
+        (1024, 257, 16),
+        // Enough work for threads, and a table that does not divide into equal parts.
+        (9000, 257, 19),
+        (99, 3, 257),
+        (0, 5, 3),
+        (7, 5, 0),
+    ];
+    shapes.map(dims).to_vec()
+}
+
+impl Operation for Forward {
+    const NAME: &'static str = "embedding_forward";
+    type Case = EmbeddingDims;
+
+    fn cases() -> Vec<EmbeddingDims> {
+        cases()
+    }
+
+    fn arrays(d: &EmbeddingDims, random: &mut Random) -> Arrays {
+        Arrays {
+            inputs: vec![random.uniform(d.v * d.e, 1.0)],
+            ids: vec![random.ids(d.n, d.v)],
+            // A copy.
+            outputs: vec![assigned("out", d.n * d.e, EXACT)],
+        }
+    }
+
+    fn call<O: Ops>(ops: &O, d: &EmbeddingDims, on: &mut Buffers<O>) -> recurve::Result<()> {
+        let ([table], [ids], [out]) = (&on.inputs[..], &on.ids[..], &mut on.outputs[..]) else {
+            unreachable!()
+        };
+        ops.embedding_forward(
+            *d,
+            EmbeddingForward { table: table.borrow(), ids: ids.borrow(), out: out.borrow_mut() },
+        )
+    }
+}
+
+impl Operation for Backward {
+    const NAME: &'static str = "embedding_backward";
+    type Case = EmbeddingDims;
+
+    fn cases() -> Vec<EmbeddingDims> {
+        cases()
+    }
+
+    fn arrays(d: &EmbeddingDims, random: &mut Random) -> Arrays {
+        // About a sixth of the tokens meet in each of the first rows: as many additions to one element, in the
+        // order of the tokens, of terms below 1. Their roundings are as in `matmul`.
+        let most = 2.0 + d.n as f64 / d.v.min(6) as f64;
+        Arrays {
+            inputs: vec![random.uniform(d.n * d.e, 1.0)],
+            ids: vec![random.ids(d.n, d.v)],
+            outputs: vec![updated(
+                "dtable",
+                random.uniform(d.v * d.e, 1.0),
+                roundings(1.0, 2.0 + most / 3.0, 1.0),
+            )],
+        }
+    }
+
+    fn call<O: Ops>(ops: &O, d: &EmbeddingDims, on: &mut Buffers<O>) -> recurve::Result<()> {
+        let ([dout], [ids], [dtable]) = (&on.inputs[..], &on.ids[..], &mut on.outputs[..]) else {
+            unreachable!()
+        };
+        ops.embedding_backward(
+            *d,
+            EmbeddingBackward { ids: ids.borrow(), dout: dout.borrow(), dtable: dtable.borrow_mut() },
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use recurve::backend::cpu::Cpu;
+
+    #[test]
+    fn an_id_out_of_range_is_named_and_nothing_is_written() {
+        let cpu = Cpu::new(1).unwrap();
+        let d = EmbeddingDims { n: 3, v: 5, e: 2 };
+        let ids = &[0, 4, 5][..];
+        let mut out = [7.0; 6];
+        let error = cpu
+            .embedding_forward(d, EmbeddingForward { table: &[1.0; 10][..], ids, out: &mut out })
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("embedding_forward") && error.contains("5 at index 2"), "{error}");
+        assert_eq!(out, [7.0; 6]);
+        let mut dtable = [7.0; 10];
+        let error = cpu
+            .embedding_backward(d, EmbeddingBackward { ids, dout: &[1.0; 6][..], dtable: &mut dtable })
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("embedding_backward") && error.contains("5 at index 2"), "{error}");
+        assert_eq!(dtable, [7.0; 10]);
+    }
+}

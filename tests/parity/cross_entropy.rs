@@ -62,11 +62,11 @@ impl Operation for Forward {
         // Shifting logits by the largest rounds the difference, which is up to twice `scale`: half an ulp of it is an
         // absolute error of the exponent, so a relative one of every probability.
         let scale = if case.logits == Logits::Wide { 2000.0 } else { 8.0 };
-        // A sum of c probabilities in f32 has √c roundings; exp adds a few, and subnormals (below 1e-38) are rounded
-        // to their own spacing or flushed.
-        let sum = (c as f64).sqrt();
+        // A growing sum of c positive numbers is rounded c times, half of it on average, and always in one direction
+        // if its terms are equal. `exp` adds a few roundings; subnormals (below 1.2e-38) may be flushed.
+        let sum = c as f64 / 2.0;
         let probs = Tolerance { atol: 1.2e-38, rtol: (scale + 4.0 + sum) * ROUNDING };
-        // The loss is a logarithm of a sum between 1 and c, whose error is absolute, and a difference of logits.
+        // The loss is a logarithm, whose error is absolute, and a difference of logits.
         let loss = roundings(2.0, 4.0 + sum + if case.logits == Logits::Wide { 0.0 } else { scale }, 1.0);
         Arrays {
             inputs: vec![logits],

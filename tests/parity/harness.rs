@@ -57,6 +57,15 @@ pub fn roundings(of_result: f64, of_scale: f64, scale: f64) -> Tolerance {
     Tolerance { atol: of_scale * scale * ROUNDING, rtol: of_result * ROUNDING }
 }
 
+/// For a sum of `terms` random numbers with this standard deviation. The partial sums grow like `deviation·√j`, each is
+/// rounded by up to so many [`ROUNDING`]s, and what is left of all these has a standard deviation of
+/// `deviation·terms/√6` of them. Allowed are six times that, four roundings of the terms themselves, and, because a
+/// sum that comes out far larger than most had partial sums far larger than most, √terms roundings of the result.
+pub fn sum_of(terms: usize, deviation: f64) -> Tolerance {
+    let terms = terms as f64;
+    roundings(1.0 + terms.sqrt(), 4.0 + 2.5 * deviation * terms, 1.0)
+}
+
 /// Only the exact result will do.
 pub const EXACT: Tolerance = Tolerance { atol: 0.0, rtol: 0.0 };
 

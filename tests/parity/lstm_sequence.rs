@@ -131,7 +131,7 @@ impl Operation for Backward {
         // As for one cell, with what the time steps add: gradients by outputs and states stay of order 1 and their
         // errors fade on the way back; the parameters' are sums over T·B rows.
         let back = roundings(4.0, 4.0 * (8.0 + ((4 * h) as f64).sqrt()), 1.0);
-        let parameter = roundings(4.0, 16.0 + (t * b) as f64 / 4.0, 1.0);
+        let parameter = sum_of(t * b + 1, 0.2);
         Arrays {
             inputs,
             outputs: vec![

@@ -46,9 +46,8 @@ impl Operation for Product {
 
     fn arrays(case: &Case, random: &mut Random) -> Arrays {
         let MatmulDims { m, k, n, .. } = case.d;
-        // Terms below 1, so partial sums are about √k: k roundings of that size, which mostly cancel (half of √k of
-        // them remain, and the largest of many elements is a few times that).
-        let tolerance = roundings(1.0, 2.0 + k as f64 / 3.0, 1.0);
+        // Products of two uniform numbers within ±1.
+        let tolerance = sum_of(k, 1.0 / 3.0);
         let out = match case.accumulate {
             true => updated("out", random.uniform(m * n, 1.0), tolerance),
             false => assigned("out", m * n, tolerance),

@@ -31,7 +31,7 @@ const SUM_CHUNK: usize = 1 << 14;
 pub(super) fn blocks(b: usize, e: usize, h: usize) -> Vec<usize> {
     let partial = ((e + h + 1) * 4 * h).max(1);
     let count = b.div_ceil(MIN_ROWS).min(MAX_BLOCKS).min(MAX_PARTIAL / partial).max(1);
-    let rows = b.div_ceil(count).next_multiple_of(ROWS);
+    let rows = b.div_ceil(count).next_multiple_of(ROWS).max(1);
     (0..b).step_by(rows).map(|first| rows.min(b - first)).collect()
 }
 

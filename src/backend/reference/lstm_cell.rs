@@ -141,4 +141,46 @@ mod tests {
         assert_eq!(sigmoid(f32::INFINITY), 1.0);
         assert_eq!(sigmoid(f32::NEG_INFINITY), 0.0);
     }
+
+    #[test]
+    fn the_gates_stand_in_keras_order() {
+        // Two units, so that a gate's block of columns and a unit's place in it could be mixed up.
+        let pre = [-0.3, 1.1, 0.7, -1.9, 0.5, 2.2, -0.8, 0.1];
+        let c_prev = [0.6, -1.4];
+        let (mut gates, mut h, mut c) = ([f64::NAN; 8], [f64::NAN; 2], [f64::NAN; 2]);
+        // Half of each pre-activation comes from the bias, a quarter from the input 0.5, a quarter from h_prev.
+        let share = |factor: f64| pre.map(|p| p * factor);
+        let u = [share(0.25), share(-1.0)].concat();
+        let a = CellForward {
+            x: &[0.5][..],
+            h_prev: &[2.0, 0.25],
+            c_prev: &c_prev,
+            w: &share(0.5),
+            u: &u,
+            b: &share(0.5),
+            gates: &mut gates,
+            h: &mut h,
+            c: &mut c,
+        };
+        forward(CellDims { b: 1, e: 1, h: 2 }, a).unwrap();
+        for unit in 0..2 {
+            let logistic = |x: f64| (1.0 + (x / 2.0).tanh()) / 2.0;
+            let [i, f, o] = [0, 2, 6].map(|first| logistic(pre[first + unit]));
+            let g = pre[4 + unit].tanh();
+            let c_expected = f * c_prev[unit] + i * g;
+            for (name, found, expected) in [
+                ("i", gates[unit], i),
+                ("f", gates[2 + unit], f),
+                ("g", gates[4 + unit], g),
+                ("o", gates[6 + unit], o),
+                ("c", c[unit], c_expected),
+                ("h", h[unit], o * c_expected.tanh()),
+            ] {
+                assert!(
+                    (found - expected).abs() <= 1e-15,
+                    "{name} of unit {unit}: {found}, expected {expected}"
+                );
+            }
+        }
+    }
 }

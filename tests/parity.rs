@@ -5,6 +5,8 @@ mod harness;
 
 #[path = "parity/adam.rs"]
 mod adam;
+#[path = "parity/boundary.rs"]
+mod boundary;
 #[path = "parity/cross_entropy.rs"]
 mod cross_entropy;
 #[path = "parity/dense.rs"]

@@ -81,30 +81,3 @@ impl Operation for Backward {
         )
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use recurve::backend::cpu::Cpu;
-
-    #[test]
-    fn an_id_out_of_range_is_named_and_nothing_is_written() {
-        let cpu = Cpu::new(1).unwrap();
-        let d = EmbeddingDims { n: 3, v: 5, e: 2 };
-        let ids = &[0, 4, 5][..];
-        let mut out = [7.0; 6];
-        let error = cpu
-            .embedding_forward(d, EmbeddingForward { table: &[1.0; 10][..], ids, out: &mut out })
-            .unwrap_err()
-            .to_string();
-        assert!(error.contains("embedding_forward") && error.contains("5 at index 2"), "{error}");
-        assert_eq!(out, [7.0; 6]);
-        let mut dtable = [7.0; 10];
-        let error = cpu
-            .embedding_backward(d, EmbeddingBackward { ids, dout: &[1.0; 6][..], dtable: &mut dtable })
-            .unwrap_err()
-            .to_string();
-        assert!(error.contains("embedding_backward") && error.contains("5 at index 2"), "{error}");
-        assert_eq!(dtable, [7.0; 10]);
-    }
-}

@@ -157,7 +157,7 @@ pub fn verify<P: Operation, O: Ops>(ops: &O, case: &P::Case) -> (f64, String) {
             let fits = diff <= limit || (truth.is_nan() && found.is_nan()) || truth == found;
             wrong += usize::from(!fits);
             let share = match (fits, limit) {
-                (false, _) if !(diff <= f64::MAX) => f64::INFINITY,
+                (false, _) if !diff.is_finite() => f64::INFINITY,
                 (_, 0.0) => diff,
                 _ if diff.is_nan() => 0.0,
                 _ => diff / limit,

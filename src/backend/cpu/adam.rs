@@ -2,7 +2,7 @@
 
 use super::{Cpu, without_negligible};
 use crate::backend::{Adam, AdamConfig, StepState};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Elements of one parallel task, and of one part of the norm.
 const CHUNK: usize = 8192;
@@ -29,10 +29,18 @@ struct Constants {
 /// See [`Adam`].
 pub(super) fn adam(cpu: &Cpu, config: &AdamConfig, step: &StepState, a: Adam<'_, [f32]>) -> Result<()> {
     a.check()?;
-    let scale = if step.clip_norm > 0.0 { clip(norm(cpu, a.grads), f64::from(step.clip_norm)) } else { 1.0 };
+    if step.t == 0 {
+        return Err(Error::Shape {
+            op: "adam",
+            what: "t",
+            expected: "at least 1 (steps count from 1)".to_string(),
+            found: "0".to_string(),
+        });
+    }
+    let scale = if step.clip_norm <= 0.0 { 1.0 } else { clip(norm(cpu, a.grads), f64::from(step.clip_norm)) };
     let alpha = config.alpha(f64::from(step.lr), step.t) as f32;
     let eps = config.eps as f32;
-    let decay = step.lr * step.weight_decay;
+    let decay = (f64::from(step.lr) * f64::from(step.weight_decay)) as f32;
     let constants = Constants {
         one_minus_beta1: (1.0 - config.beta1) as f32,
         one_minus_beta2: (1.0 - config.beta2) as f32,
@@ -57,7 +65,7 @@ pub(super) fn adam(cpu: &Cpu, config: &AdamConfig, step: &StepState, a: Adam<'_,
 /// The factor that brings a gradient of this norm down to `clip` (Keras' `global_clipnorm`); NaN for a norm that is
 /// NaN.
 fn clip(norm: f64, clip: f64) -> f32 {
-    (clip / if norm < clip { clip } else { norm }) as f32
+    if norm <= clip { 1.0 } else { (clip / norm) as f32 }
 }
 
 /// The square root of the sum of squares, in f64: in eight interleaved sums for each chunk, and these in order.
@@ -110,8 +118,68 @@ fn all_zero(g: &[f32; LANES], m: &[f32; LANES], v: &[f32; LANES]) -> bool {
 #[inline(always)]
 fn element(k: Constants, g: f32, p: &mut f32, m: &mut f32, v: &mut f32) {
     let g = g * k.scale;
-    *p -= k.decay * *p;
+    // Not 0·p: that would be a NaN for an infinite parameter.
+    *p -= if k.decay == 0.0 { 0.0 } else { k.decay * *p };
     *m = without_negligible(*m + k.one_minus_beta1 * (g - *m));
     *v += k.one_minus_beta2 * (g * g - *v);
     *p -= k.alpha * *m / (v.sqrt() + k.eps);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::{Purpose, Rng};
+
+    /// Four chunk-sized arrays in which whole groups have no gradient and no moments; among their parameters stand
+    /// −0, ∞ and NaN.
+    fn arrays() -> [Vec<f32>; 4] {
+        let mut rng = Rng::new(11, Purpose::User, 0);
+        let mut array = |idle: f32| -> Vec<f32> {
+            (0..40 * LANES + 3)
+                .map(|k| if k / LANES % 3 == 1 { idle } else { (rng.uniform() - 0.5) as f32 })
+                .collect()
+        };
+        let (grads, mut params, m, v) = (array(-0.0), array(0.25), array(0.0), array(0.0));
+        params[LANES..LANES + 4].copy_from_slice(&[-0.0, f32::INFINITY, f32::NAN, 1e-45]);
+        [grads, params, m, v.iter().map(|x| x.abs()).collect()]
+    }
+
+    #[test]
+    fn skipping_idle_elements_changes_no_bit() {
+        let constants = |skip| Constants {
+            one_minus_beta1: 0.1,
+            one_minus_beta2: 0.001,
+            alpha: 0.01,
+            eps: 1e-7,
+            scale: 0.5,
+            decay: 0.0,
+            skip,
+        };
+        let bits = |skip| {
+            let [grads, mut params, mut m, mut v] = arrays();
+            update(constants(skip), &grads, &mut params, &mut m, &mut v);
+            [params, m, v].map(|array| array.iter().map(|x| x.to_bits()).collect::<Vec<_>>())
+        };
+        assert_eq!(bits(true), bits(false));
+    }
+
+    #[test]
+    fn a_moment_that_fades_away_becomes_zero_and_never_subnormal() {
+        let cpu = Cpu::new(1).unwrap();
+        let (mut params, mut m, mut v) = (vec![0.5f32; 16], vec![1e-3f32; 16], vec![1e-6f32; 16]);
+        for t in 1..2000 {
+            let step = StepState::new(t, 1e-3, 0, 1);
+            let a = Adam { grads: &[0.0; 16][..], params: &mut params, m: &mut m, v: &mut v };
+            adam(&cpu, &AdamConfig::default(), &step, a).unwrap();
+            assert!(m.iter().all(|x| !x.is_subnormal()), "step {t}: {m:?}");
+        }
+        assert_eq!(m, [0.0; 16]);
+    }
+
+    #[test]
+    fn a_nan_gradient_spoils_a_clipped_step_visibly() {
+        assert_eq!(clip(0.5, 1.0), 1.0);
+        assert_eq!(clip(4.0, 1.0), 0.25);
+        assert!(clip(f64::NAN, 1.0).is_nan());
+    }
 }

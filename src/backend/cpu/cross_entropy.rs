@@ -15,9 +15,8 @@ pub(super) fn forward(d: CrossEntropyDims, a: CrossEntropyForward<'_, [f32], [u3
     let rows = a.logits.chunks_exact(width).zip(a.probs.chunks_exact_mut(width));
     for (row, (logits, probs)) in rows.enumerate() {
         let label = a.labels[row] as usize;
-        let (mut best, mut has_nan) = (0, false);
+        let mut best = 0;
         for (class, &x) in logits.iter().enumerate() {
-            has_nan |= x.is_nan();
             if x > logits[best] {
                 best = class;
             }
@@ -31,8 +30,10 @@ pub(super) fn forward(d: CrossEntropyDims, a: CrossEntropyForward<'_, [f32], [u3
         for p in probs.iter_mut() {
             *p = (f64::from(*p) / sum) as f32;
         }
-        a.loss[row] = (sum.ln() - (f64::from(logits[label]) - f64::from(max))) as f32;
-        a.hits[row] = if best == label && !has_nan { 1.0 } else { 0.0 };
+        // NaN if any logit is NaN or the largest is infinite; such a row hits nothing.
+        let loss = (sum.ln() - (f64::from(logits[label]) - f64::from(max))) as f32;
+        a.loss[row] = loss;
+        a.hits[row] = if best == label && !loss.is_nan() { 1.0 } else { 0.0 };
     }
     Ok(())
 }

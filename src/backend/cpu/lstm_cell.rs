@@ -15,6 +15,8 @@ use crate::error::Result;
 
 /// Most blocks that a batch is cut into: bounds the memory for partial gradients.
 const MAX_BLOCKS: usize = 8;
+/// Fewest rows of a block (but for the last): each block reads all weights in every time step.
+const MIN_ROWS: usize = 4;
 /// Most elements of all partial gradients together (256 MiB); very wide layers get fewer blocks.
 const MAX_PARTIAL: usize = 1 << 26;
 /// Rows (batch rows × time steps) of `dpre` that a block gathers before it adds their part of the parameters'
@@ -28,8 +30,8 @@ const SUM_CHUNK: usize = 1 << 14;
 /// The batch's rows in blocks, by shapes alone: the rows of each.
 pub(super) fn blocks(b: usize, e: usize, h: usize) -> Vec<usize> {
     let partial = ((e + h + 1) * 4 * h).max(1);
-    let count = b.div_ceil(ROWS).min(MAX_BLOCKS).min(MAX_PARTIAL / partial).max(1);
-    let rows = b.div_ceil(count).next_multiple_of(ROWS);
+    let count = b.div_ceil(MIN_ROWS).min(MAX_BLOCKS).min(MAX_PARTIAL / partial).max(1);
+    let rows = b.div_ceil(count).next_multiple_of(ROWS).max(1);
     (0..b).step_by(rows).map(|first| rows.min(b - first)).collect()
 }
 
@@ -106,7 +108,12 @@ fn activate(gates: &mut [f32], c_prev: &[f32], h: &mut [f32], c: &mut [f32]) {
 /// The four gates of one row, each `[H]`.
 #[inline(always)]
 fn gate_slices(gates: &[f32], units: usize) -> [&[f32]; 4] {
-    [gate::I, gate::F, gate::G, gate::O].map(|index| &gates[index * units..][..units])
+    [
+        &gates[gate::I * units..][..units],
+        &gates[gate::F * units..][..units],
+        &gates[gate::G * units..][..units],
+        &gates[gate::O * units..][..units],
+    ]
 }
 
 /// The weights as backward wants them.

@@ -9,9 +9,9 @@ use crate::backend::{Matmul, MatmulDims};
 use crate::error::Result;
 
 /// Columns of a tile.
-pub(super) const WIDTH: usize = 8;
-/// Rows of a tile: 4 × 8 accumulators are 8 of the 16 vector registers of baseline x86-64.
-pub(super) const ROWS: usize = 4;
+pub(super) const WIDTH: usize = 16;
+/// Rows of a tile: 2 × 16 accumulators are 8 of the 16 vector registers of baseline x86-64.
+pub(super) const ROWS: usize = 2;
 /// Longest piece of the summed dimension between two visits of the result: a piece of a panel stays in the first
 /// cache, and long sums gain accuracy from being summed in pieces.
 const DEPTH: usize = 256;
@@ -84,7 +84,7 @@ impl Panels {
                 let column = index * WIDTH;
                 let mut row = 0;
                 while row + ROWS <= m {
-                    let lines = std::array::from_fn(|r| &a[(row + r) * lda + start..]);
+                    let lines = [&a[row * lda + start..], &a[(row + 1) * lda + start..]];
                     self.add(tile::<ROWS>(lines, panel), row, column, out);
                     row += ROWS;
                 }
@@ -124,9 +124,11 @@ impl Panels {
 
 /// The product of `R` rows and a panel.
 #[inline(always)]
-fn tile<const R: usize>(a: [&[f32]; R], panel: &[[f32; WIDTH]]) -> [[f32; WIDTH]; R] {
-    // Cut to one length, so that the loop needs no bounds checks.
-    let a = a.map(|row| &row[..panel.len()]);
+fn tile<const R: usize>(mut a: [&[f32]; R], panel: &[[f32; WIDTH]]) -> [[f32; WIDTH]; R] {
+    // Cut to one length, so that the loop needs no bounds checks. (`array::map` is not always inlined here.)
+    for row in &mut a {
+        *row = &row[..panel.len()];
+    }
     let mut sums = [[0.0; WIDTH]; R];
     for (k, b) in panel.iter().enumerate() {
         for r in 0..R {

@@ -146,7 +146,7 @@ fn check_ids(
         Some(index) => Err(Error::Shape {
             op,
             what,
-            expected: format!("below {limit_name} = {limit}"),
+            expected: format!("below {limit_name} = {limit} at every index"),
             found: format!("{} at index {index}", ids[index]),
         }),
     }

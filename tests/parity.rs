@@ -1,0 +1,82 @@
+//! Every back end against the oracle in f64, one module per operation. See [`harness`].
+
+#[path = "parity/harness.rs"]
+mod harness;
+
+#[path = "parity/adam.rs"]
+mod adam;
+#[path = "parity/boundary.rs"]
+mod boundary;
+#[path = "parity/cross_entropy.rs"]
+mod cross_entropy;
+#[path = "parity/dense.rs"]
+mod dense;
+#[path = "parity/embedding.rs"]
+mod embedding;
+#[path = "parity/lstm_cell.rs"]
+mod lstm_cell;
+#[path = "parity/lstm_sequence.rs"]
+mod lstm_sequence;
+#[path = "parity/matmul.rs"]
+mod matmul;
+
+use harness::{Operation, same_bits, verify};
+use recurve::backend::Ops;
+use recurve::backend::cpu::Cpu;
+use recurve::backend::reference::Reference;
+
+/// Threads that the CPU back end is tested with: none to wake, an even cut, an odd one, more than there are tasks.
+const THREADS: [usize; 4] = [1, 2, 3, 8];
+
+/// All cases of one operation on one back end. The same body serves every back end there will be.
+fn check<P: Operation, O: Ops>(ops: &O) {
+    let mut worst = (0.0, "all exact".to_string());
+    let cases = P::cases();
+    for case in &cases {
+        let found = verify::<P, O>(ops, case);
+        if found.0 > worst.0 {
+            worst = found;
+        }
+    }
+    println!("{} on {}: {} cases, {}", P::NAME, ops.name(), cases.len(), worst.1);
+}
+
+/// The tests of one operation.
+macro_rules! parity {
+    ($($module:ident: $($operation:ident),*;)*) => {$(
+        mod $module {
+            #[test]
+            fn cpu() {
+                for threads in super::super::THREADS {
+                    let cpu = super::super::Cpu::new(threads).unwrap();
+                    $( super::super::check::<crate::$module::$operation, _>(&cpu); )*
+                }
+            }
+
+            #[test]
+            fn cpu_bits_do_not_depend_on_threads() {
+                let cpus = super::super::THREADS.map(|n| super::super::Cpu::new(n).unwrap());
+                $( super::super::same_bits::<crate::$module::$operation, _>(&cpus); )*
+            }
+
+            #[test]
+            fn reference_f32() {
+                $( super::super::check::<crate::$module::$operation, _>(
+                    &super::super::Reference::<f32>::new()
+                ); )*
+            }
+        }
+    )*};
+}
+
+mod on {
+    parity! {
+        matmul: Product;
+        embedding: Forward, Backward;
+        lstm_cell: Forward, Backward;
+        lstm_sequence: Forward, Backward;
+        dense: Forward, Backward;
+        cross_entropy: Forward, Backward;
+        adam: Steps;
+    }
+}

@@ -16,7 +16,12 @@ fn main() -> recurve::Result<()> {
     let mut engine = Device::Auto.engine(0)?;
     train(engine.as_mut(), &mut checkpoint, &dataset, &mut ())?;
     for epoch in &checkpoint.progress.history {
-        println!("epoch {}: loss {:.4}, test accuracy {:.4}", epoch.epoch, epoch.loss, epoch.test_accuracy.unwrap_or(f64::NAN));
+        println!(
+            "epoch {}: loss {:.4}, test accuracy {:.4}",
+            epoch.epoch,
+            epoch.loss,
+            epoch.test_accuracy.unwrap_or(f64::NAN)
+        );
     }
 
     engine.load(&checkpoint.model, &checkpoint.state, checkpoint.adam, Parts::default())?;

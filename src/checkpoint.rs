@@ -235,18 +235,15 @@ impl Checkpoint {
         };
         let tensors = SafeTensors::deserialize(bytes).map_err(|e| bad("", e.to_string()))?;
         let arena = |prefix| read_arena(&model, &tensors, prefix).map_err(|message| bad("tensors", message));
-        let state = TrainState {
-            params: arena("")?,
-            m: arena("adam/m/")?,
-            v: arena("adam/v/")?,
-            t: header.step,
-        };
+        let state =
+            TrainState { params: arena("")?, m: arena("adam/m/")?, v: arena("adam/v/")?, t: header.step };
         let rows = tensors
             .tensor(TRAIN_ROWS)
             .ok()
             .filter(|rows| rows.dtype() == Dtype::U32)
             .ok_or_else(|| bad("tensors", format!("{TRAIN_ROWS} is missing or not U32")))?;
-        let train_rows = rows.data().chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        let train_rows =
+            rows.data().chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
         Ok(Self {
             encoding: Encoding {
                 maxlen: header.maxlen,
@@ -340,7 +337,9 @@ impl Weights {
         };
         let shape = |name: &str, axes: usize| match found.get(name) {
             Some((shape, _)) if shape.len() == axes => Ok(shape),
-            Some((shape, _)) => Err(Error::format(path, name, format!("shape {shape:?}, expected {axes} axes"))),
+            Some((shape, _)) => {
+                Err(Error::format(path, name, format!("shape {shape:?}, expected {axes} axes")))
+            }
             None => {
                 let mut names: Vec<&str> = found.keys().map(String::as_str).collect();
                 names.sort_unstable();
@@ -363,7 +362,8 @@ impl Weights {
                 .get(spec.name)
                 .ok_or_else(|| Error::format(path, "", format!("no array {}", spec.name)))?;
             if *found_shape != spec.shape {
-                let message = format!("shape {found_shape:?}, expected {:?} beside the other arrays", spec.shape);
+                let message =
+                    format!("shape {found_shape:?}, expected {:?} beside the other arrays", spec.shape);
                 return Err(Error::format(path, spec.name, message));
             }
             params.extend_from_slice(values);
@@ -433,7 +433,8 @@ fn to_safetensors(
 ) -> std::result::Result<Vec<u8>, String> {
     let mut views = Vec::with_capacity(tensors.len());
     for (name, tensor) in tensors {
-        let view = TensorView::new(tensor.dtype, tensor.shape.clone(), &tensor.bytes).map_err(|e| e.to_string())?;
+        let view =
+            TensorView::new(tensor.dtype, tensor.shape.clone(), &tensor.bytes).map_err(|e| e.to_string())?;
         views.push((name.as_str(), view));
     }
     let metadata = json.map(|json| HashMap::from([(KEY.to_string(), json)]));
@@ -454,7 +455,11 @@ fn floats(view: &TensorView<'_>) -> std::result::Result<Vec<f32>, String> {
     }
 }
 
-fn read_arena(model: &Model, tensors: &SafeTensors<'_>, prefix: &str) -> std::result::Result<Vec<f32>, String> {
+fn read_arena(
+    model: &Model,
+    tensors: &SafeTensors<'_>,
+    prefix: &str,
+) -> std::result::Result<Vec<f32>, String> {
     let mut arena = Vec::new();
     for spec in model.table.specs() {
         let name = format!("{prefix}{}", spec.name);

@@ -168,7 +168,13 @@ mod tests {
         for i in 0..6 {
             for j in 0..6 {
                 if labels[i] == 1 && labels[j] == 0 {
-                    pairs += if scores[i] > scores[j] { 1.0 } else if scores[i] == scores[j] { 0.5 } else { 0.0 };
+                    pairs += if scores[i] > scores[j] {
+                        1.0
+                    } else if scores[i] == scores[j] {
+                        0.5
+                    } else {
+                        0.0
+                    };
                 }
             }
         }

@@ -223,7 +223,8 @@ pub fn train(
     let mut outcome =
         Outcome { ending: Ending::Finished, steps: 0, load_seconds: begun.elapsed().as_secs_f64() };
     let rows = dataset.train.rows();
-    let narrow_rows = u32::try_from(rows).map_err(|_| Error::Failed(format!("{rows} rows are more than 2^32")))?;
+    let narrow_rows =
+        u32::try_from(rows).map_err(|_| Error::Failed(format!("{rows} rows are more than 2^32")))?;
 
     while checkpoint.progress.epoch < options.epochs {
         if patience_is_over(checkpoint, &options) {
@@ -266,7 +267,13 @@ pub fn train(
                 return Ok(outcome);
             }
             let took = chunk_begun.elapsed();
-            chunk = if took < POLL / 2 { chunk * 2 } else if took > POLL * 2 { (chunk / 2).max(1) } else { chunk };
+            chunk = if took < POLL / 2 {
+                chunk * 2
+            } else if took > POLL * 2 {
+                (chunk / 2).max(1)
+            } else {
+                chunk
+            };
         }
         let train_seconds = epoch_begun.elapsed().as_secs_f64();
 

@@ -81,7 +81,8 @@ fn with(args: &[&'static str], more: &[&'static str]) -> Vec<&'static str> {
 #[test]
 fn train_then_predict_eval_export_info_on_the_embedded_set() {
     let place = Place::new();
-    let out = place.ok(&["train", "--epochs", "2", "--seed", "3", "--report", "r.json", "--save", "m.safetensors"]);
+    let out =
+        place.ok(&["train", "--epochs", "2", "--seed", "3", "--report", "r.json", "--save", "m.safetensors"]);
     assert!(out.contains("embedded movie-review snippets") && out.contains("recurve fetch imdb"), "{out}");
     assert!(out.contains("naive Bayes") && out.contains("166338 parameters"), "{out}");
     let lines: Vec<&str> = out.lines().filter(|line| line.starts_with("Epoch ")).collect();
@@ -102,7 +103,10 @@ fn train_then_predict_eval_export_info_on_the_embedded_set() {
     }
     let accuracy = report["epochs"][1]["test_accuracy"].as_f64().unwrap();
     assert!((0.6..0.9).contains(&accuracy), "test accuracy after two epochs: {accuracy}");
-    assert_eq!(fs::read(place.path("m.safetensors")).unwrap(), fs::read(place.path("runs/1-sample/last.safetensors")).unwrap());
+    assert_eq!(
+        fs::read(place.path("m.safetensors")).unwrap(),
+        fs::read(place.path("runs/1-sample/last.safetensors")).unwrap()
+    );
 
     // Raw text is answered with the model's own words.
     let out = place.ok(&["predict", "a moving, beautifully acted film", "a dull and stupid mess"]);
@@ -121,8 +125,13 @@ fn train_then_predict_eval_export_info_on_the_embedded_set() {
         let difference = evaluation[key].as_f64().unwrap() - report["epochs"][1][epoch_key].as_f64().unwrap();
         assert!(difference.abs() < 1e-12, "{key}: {difference}");
     }
-    let confusion: u64 = evaluation["confusion"].as_array().unwrap().iter().flat_map(|row| row.as_array().unwrap())
-        .map(|n| n.as_u64().unwrap()).sum();
+    let confusion: u64 = evaluation["confusion"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .flat_map(|row| row.as_array().unwrap())
+        .map(|n| n.as_u64().unwrap())
+        .sum();
     assert_eq!(confusion, report["data"]["test_rows"].as_u64().unwrap());
     assert!(evaluation["auc"].as_f64().unwrap() > 0.6);
     assert!(place.ok(&["eval"]).contains("Macro F1"));
@@ -131,7 +140,8 @@ fn train_then_predict_eval_export_info_on_the_embedded_set() {
     for file in ["w.npz", "w.safetensors"] {
         assert!(place.ok(&["export", "--to", file]).contains("166338 parameters"));
         let out = place.ok(&["train", "sample", "--init", file, "--epochs", "1", "--num-words", "10000"]);
-        let loss: f64 = out.split("Epoch 1, Loss: ").nth(1).unwrap().split(',').next().unwrap().parse().unwrap();
+        let loss: f64 =
+            out.split("Epoch 1, Loss: ").nth(1).unwrap().split(',').next().unwrap().parse().unwrap();
         assert!(loss < 0.6, "{file}: a trained start, but loss {loss}");
     }
     let contradiction = place.fails(2, &["train", "sample", "--init", "w.npz", "--hidden", "33"]);
@@ -183,12 +193,8 @@ fn lines_of_standard_input_are_answered_one_by_one() {
     let place = Place::new();
     place.write("mine.csv", &toy_csv(60));
     place.ok(&with(&["train", "mine.csv", "--epochs", "1"], &SMALL));
-    let mut child = place
-        .command(&["predict", "--json"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child =
+        place.command(&["predict", "--json"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let mut input = child.stdin.take().unwrap();
     let mut answers = BufReader::new(child.stdout.take().unwrap()).lines();
     for line in ["one is good", "", "zwei \u{1f600}"] {
@@ -263,14 +269,42 @@ fn help_shows_every_flag_with_its_default() {
     let place = Place::new();
     let help = place.ok(&["train", "--help"]);
     for flag in [
-        "--data", "--test", "--num-words", "--maxlen", "--padding", "--truncating", "--embed", "--hidden", "--classes",
-        "--epochs", "--batch-size", "--lr", "--shuffle-buffer", "--seed", "--device", "--threads", "--init", "--save",
-        "--resume", "--report", "--validation-fraction", "--patience", "--test-fraction", "--text-column",
+        "--data",
+        "--test",
+        "--num-words",
+        "--maxlen",
+        "--padding",
+        "--truncating",
+        "--embed",
+        "--hidden",
+        "--classes",
+        "--epochs",
+        "--batch-size",
+        "--lr",
+        "--shuffle-buffer",
+        "--seed",
+        "--device",
+        "--threads",
+        "--init",
+        "--save",
+        "--resume",
+        "--report",
+        "--validation-fraction",
+        "--patience",
+        "--test-fraction",
+        "--text-column",
         "--label-column",
     ] {
         assert!(help.contains(flag), "{flag}");
     }
-    for default in ["[default: 10000]", "[default: 16]", "[default: 32]", "[default: 10]", "[default: 0.001]", "[default: auto]"] {
+    for default in [
+        "[default: 10000]",
+        "[default: 16]",
+        "[default: 32]",
+        "[default: 10]",
+        "[default: 0.001]",
+        "[default: auto]",
+    ] {
         assert!(help.contains(default), "{default}:\n{help}");
     }
 }
@@ -330,7 +364,11 @@ fn the_same_seed_gives_the_same_bytes_for_any_number_of_threads() {
     }
     assert_ne!(first, train(&["--seed", "6"], "d.safetensors"), "another seed");
     let reference = train(&["--seed", "5", "--device", "reference"], "e.safetensors");
-    assert_eq!(reference, train(&["--seed", "5", "--device", "reference"], "f.safetensors"), "the reference twice");
+    assert_eq!(
+        reference,
+        train(&["--seed", "5", "--device", "reference"], "f.safetensors"),
+        "the reference twice"
+    );
 }
 
 #[test]
@@ -403,7 +441,15 @@ fn ctrl_c_saves_and_resume_reaches_the_same_bits() {
 
     let epochs = recurve::checkpoint::Checkpoint::load(&place.path("runs/1-mine/last.safetensors")).unwrap();
     let total = (epochs.progress.epoch + 2).to_string();
-    place.ok(&["train", "--resume", "runs/1-mine/last.safetensors", "--epochs", &total, "--save", "resumed.safetensors"]);
+    place.ok(&[
+        "train",
+        "--resume",
+        "runs/1-mine/last.safetensors",
+        "--epochs",
+        &total,
+        "--save",
+        "resumed.safetensors",
+    ]);
     let whole = ["train", "mine.csv", "--seed", "5", "--epochs", &total, "--save", "whole.safetensors"];
     place.ok(&[&whole[..], &SMALL[..]].concat());
     let bytes = |name: &str| fs::read(place.path(name)).unwrap();
@@ -425,8 +471,10 @@ fn killed_at_any_moment_a_model_file_loads() {
         for name in ["last.safetensors", "best.safetensors"] {
             load(&folder.join(name));
         }
-        serde_json::from_slice::<serde_json::Value>(&fs::read(folder.join("report.json")).unwrap_or(b"{}".to_vec()))
-            .expect("a report that is there is whole");
+        serde_json::from_slice::<serde_json::Value>(
+            &fs::read(folder.join("report.json")).unwrap_or(b"{}".to_vec()),
+        )
+        .expect("a report that is there is whole");
     }
 }
 

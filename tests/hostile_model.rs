@@ -51,10 +51,13 @@ fn bound(len: usize) -> usize {
 }
 
 fn model() -> Checkpoint {
-    let dataset = data::load(&DataOptions { source: Source::Sample, num_words: 40, ..Default::default() }, None).unwrap();
+    let dataset =
+        data::load(&DataOptions { source: Source::Sample, num_words: 40, ..Default::default() }, None)
+            .unwrap();
     let model = Model::new(ModelConfig { vocab: 40, embed: 3, hidden: 2, ..Default::default() }).unwrap();
     let params = model.init(1);
-    let mut checkpoint = Checkpoint::new(model, params, AdamConfig::default(), &dataset, TrainOptions::default());
+    let mut checkpoint =
+        Checkpoint::new(model, params, AdamConfig::default(), &dataset, TrainOptions::default());
     checkpoint.train_rows.truncate(5);
     checkpoint.state.t = 9;
     checkpoint.progress.epoch = 1;
@@ -85,7 +88,9 @@ fn a_model_comes_back_as_it_went_and_equal_models_are_equal_bytes() {
     for round in 0..50 {
         let mut checkpoint = model();
         // Every bit pattern that is a number, subnormal and infinite ones too.
-        for x in checkpoint.state.params.iter_mut().chain(&mut checkpoint.state.m).chain(&mut checkpoint.state.v) {
+        for x in
+            checkpoint.state.params.iter_mut().chain(&mut checkpoint.state.m).chain(&mut checkpoint.state.v)
+        {
             let bits = f32::from_bits(rng.bits() as u32);
             *x = if bits.is_nan() { -0.0 } else { bits };
         }
@@ -162,6 +167,8 @@ fn damaged_files_give_errors_and_bounded_memory() {
             }
         }
     }
-    println!("6000 damaged files: {errors} errors, {accepted} still valid; worst peak {worst:.1} times the file");
+    println!(
+        "6000 damaged files: {errors} errors, {accepted} still valid; worst peak {worst:.1} times the file"
+    );
     assert!(errors > 3000, "too few of the damages were noticed: {errors}");
 }

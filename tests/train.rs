@@ -142,7 +142,8 @@ fn a_loss_that_is_no_number_ends_the_training_with_the_last_whole_epoch() {
 
 #[test]
 fn weight_decay_and_clipping_reach_the_steps() {
-    let steps = TrainOptions { weight_decay: 0.25, clip_norm: 3.0, lr: 0.5, ..options() }.steps(103, 7).unwrap();
+    let steps =
+        TrainOptions { weight_decay: 0.25, clip_norm: 3.0, lr: 0.5, ..options() }.steps(103, 7).unwrap();
     assert_eq!(steps.len(), 7);
     let last = steps[6];
     assert_eq!((last.t, last.batch_start, last.rows), (14, 96, 7));

@@ -161,19 +161,31 @@ impl<T: Real> Loaded<T> {
     /// One batch: forward, loss, backward, Adam.
     fn step<O: HostOps<T>>(&mut self, ops: &O, step: &StepState) -> Result<()> {
         let Some(train) = &self.train else {
-            return Err(Error::Failed("the engine holds no training examples; load it with Parts::train".into()));
+            return Err(Error::Failed(
+                "the engine holds no training examples; load it with Parts::train".into(),
+            ));
         };
         let start = step.batch_start as usize;
-        let rows = self.order.get(start..start.saturating_add(step.rows as usize)).ok_or_else(|| {
-            Error::Shape {
+        let rows =
+            self.order.get(start..start.saturating_add(step.rows as usize)).ok_or_else(|| Error::Shape {
                 op: "train",
                 what: "step",
-                expected: format!("rows within the order's {}; call set_order for each epoch", self.order.len()),
+                expected: format!(
+                    "rows within the order's {}; call set_order for each epoch",
+                    self.order.len()
+                ),
                 found: format!("{} rows from {start}", step.rows),
-            }
-        })?;
+            })?;
         classifier::gather(train, rows, &mut self.ids, &mut self.labels)?;
-        classifier::forward(ops, &self.model, &self.params, &self.ids, rows.len(), train.t, &mut self.workspace)?;
+        classifier::forward(
+            ops,
+            &self.model,
+            &self.params,
+            &self.ids,
+            rows.len(),
+            train.t,
+            &mut self.workspace,
+        )?;
         classifier::loss(ops, &self.model, &self.labels, &mut self.workspace)?;
         ops.fill(&mut self.grads, 0.0)?;
         classifier::backward(
@@ -188,12 +200,7 @@ impl<T: Real> Loaded<T> {
         ops.adam(
             &self.adam,
             step,
-            super::Adam {
-                grads: &self.grads,
-                params: &mut self.params,
-                m: &mut self.m,
-                v: &mut self.v,
-            },
+            super::Adam { grads: &self.grads, params: &mut self.params, m: &mut self.m, v: &mut self.v },
         )?;
         self.t = step.t;
         self.metrics.add_batch(self.workspace.loss(), self.workspace.hits());
@@ -217,7 +224,9 @@ impl<T: Real> Loaded<T> {
         for start in (0..examples.rows()).step_by(chunk) {
             rows.clear();
             // Examples hold at most 2^32 rows: an order of them is made of u32.
-            rows.extend((start..(start + chunk).min(examples.rows())).filter_map(|row| u32::try_from(row).ok()));
+            rows.extend(
+                (start..(start + chunk).min(examples.rows())).filter_map(|row| u32::try_from(row).ok()),
+            );
             classifier::gather(examples, &rows, &mut self.ids, &mut self.labels)?;
             let count = rows.len();
             classifier::forward(

@@ -23,7 +23,10 @@ pub fn run(args: &InfoArgs) -> Result<()> {
     super::say(format!("recurve {}", env!("CARGO_PKG_VERSION")))?;
     for device in [Device::Cpu, Device::Reference] {
         let info = device.engine(0)?.info();
-        super::say(format!("device {:<10} {} ({}), {} threads", info.device, info.name, info.executed, info.threads))?;
+        super::say(format!(
+            "device {:<10} {} ({}), {} threads",
+            info.device, info.name, info.executed, info.threads
+        ))?;
     }
     super::say("device cuda       not in this build")?;
     if let Ok(folder) = data_folder() {
@@ -31,7 +34,8 @@ pub fn run(args: &InfoArgs) -> Result<()> {
     }
     for name in [IMDB_ARCHIVE, IMDB_WORD_INDEX] {
         let found = imdb_folders().into_iter().map(|folder| folder.join(name)).find(|path| path.is_file());
-        let found = found.map_or("not found; get it with: recurve fetch imdb".to_string(), |p| p.display().to_string());
+        let found = found
+            .map_or("not found; get it with: recurve fetch imdb".to_string(), |p| p.display().to_string());
         super::say(format!("{name:<21} {found}"))?;
     }
     match Run::newest_model(&args.model.runs) {
@@ -74,6 +78,8 @@ fn describe(path: &str, checkpoint: &Checkpoint) -> String {
     for spec in checkpoint.model.table.specs() {
         lines.push(format!("  {:<22} {:?}", spec.name, spec.shape));
     }
-    lines.extend(checkpoint.progress.history.iter().map(|epoch| format!("  {}", super::train::epoch_line(epoch))));
+    lines.extend(
+        checkpoint.progress.history.iter().map(|epoch| format!("  {}", super::train::epoch_line(epoch))),
+    );
     lines.join("\n")
 }

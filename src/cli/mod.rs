@@ -96,7 +96,10 @@ impl DeviceArgs {
 }
 
 /// A value parser for whole numbers from `min` to `max`.
-fn in_range(min: usize, max: usize) -> impl Fn(&str) -> std::result::Result<usize, String> + Clone + Send + Sync {
+fn in_range(
+    min: usize,
+    max: usize,
+) -> impl Fn(&str) -> std::result::Result<usize, String> + Clone + Send + Sync {
     move |text| match text.parse() {
         Ok(n) if (min..=max).contains(&n) => Ok(n),
         _ => Err(format!("expected a whole number from {min} to {max}")),
@@ -133,7 +136,9 @@ fn heed_ctrl_c() -> Result<()> {
         if interrupted().swap(true, Ordering::SeqCst) {
             std::process::exit(1);
         }
-        eprintln!("\nstopping: the state is saved after the batches in flight (Ctrl-C again to quit at once)");
+        eprintln!(
+            "\nstopping: the state is saved after the batches in flight (Ctrl-C again to quit at once)"
+        );
     })
     .map_err(|error| Error::Failed(format!("cannot listen for Ctrl-C: {error}")))
 }

@@ -23,14 +23,23 @@ impl Progress {
     fn bar(&mut self, length: u64, template: &str) -> &ProgressBar {
         self.bar.get_or_insert_with(|| {
             let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr());
-            let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+            let style =
+                ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
             bar.set_style(style.progress_chars("=> "));
             bar
         })
     }
 
     /// Some batches are done, the first of them `elapsed` ago.
-    pub fn batches(&mut self, epoch: u32, epochs: u32, metrics: &Metrics, of: u64, elapsed: Duration, resumed: u64) {
+    pub fn batches(
+        &mut self,
+        epoch: u32,
+        epochs: u32,
+        metrics: &Metrics,
+        of: u64,
+        elapsed: Duration,
+        resumed: u64,
+    ) {
         let done = metrics.batches - resumed;
         let rate = metrics.examples as f64 * (done as f64 / metrics.batches.max(1) as f64)
             / elapsed.as_secs_f64().max(1e-9);
@@ -40,7 +49,8 @@ impl Progress {
             100.0 * metrics.accuracy()
         );
         if std::io::stderr().is_terminal() {
-            let template = format!("epoch {epoch}/{epochs} [{{bar:24}}] {{pos}}/{{len}}  {{msg}}  ETA {{eta}}");
+            let template =
+                format!("epoch {epoch}/{epochs} [{{bar:24}}] {{pos}}/{{len}}  {{msg}}  ETA {{eta}}");
             let bar = self.bar(of, &template);
             bar.set_message(message);
             bar.set_position(metrics.batches);

@@ -141,7 +141,8 @@ struct ReportEpoch {
 
 /// An epoch as the reference program prints it.
 pub fn epoch_line(epoch: &EpochMetrics) -> String {
-    let mut line = format!("Epoch {}, Loss: {:.4}, Accuracy: {:.2}", epoch.epoch, epoch.loss, 100.0 * epoch.accuracy);
+    let mut line =
+        format!("Epoch {}, Loss: {:.4}, Accuracy: {:.2}", epoch.epoch, epoch.loss, 100.0 * epoch.accuracy);
     for (part, loss, accuracy) in [
         ("Test", epoch.test_loss, epoch.test_accuracy),
         ("Validation", epoch.validation_loss, epoch.validation_accuracy),
@@ -188,8 +189,7 @@ pub fn run(args: &TrainArgs, given: &Given) -> Result<()> {
     ))?;
     say(format!("Device: {} ({}), {}, threads: {}", info.device, info.name, info.executed, info.threads))?;
     let judged = dataset.test.as_ref().or(dataset.validation.as_ref());
-    let baselines =
-        judged.map(|judged| baselines(&dataset.train, judged, config.vocab, config.classes));
+    let baselines = judged.map(|judged| baselines(&dataset.train, judged, config.vocab, config.classes));
     if let Some(baselines) = baselines {
         say(format!(
             "To beat on the {} part: {:.2} % by always answering the most frequent class, {:.2} % by naive Bayes",
@@ -290,8 +290,13 @@ fn start(args: &TrainArgs, given: &Given) -> Result<(Checkpoint, Dataset)> {
     let mut options = args.data_options();
     let train_options = args.train_options();
     train_options.check()?;
-    ModelConfig { embed: args.embed, hidden: args.hidden, classes: args.classes.unwrap_or(2), ..Default::default() }
-        .check()?;
+    ModelConfig {
+        embed: args.embed,
+        hidden: args.hidden,
+        classes: args.classes.unwrap_or(2),
+        ..Default::default()
+    }
+    .check()?;
     let mut vocabulary = None;
     let init = match &args.init {
         None => None,
@@ -370,7 +375,12 @@ fn resume(args: &TrainArgs, given: &Given, path: &Path) -> Result<(Checkpoint, D
         ("classes", "--classes", format!("{:?}", args.classes), format!("{:?}", Some(config.classes))),
         ("batch_size", "--batch-size", asked.batch_size.to_string(), options.batch_size.to_string()),
         ("lr", "--lr", asked.lr.to_string(), options.lr.to_string()),
-        ("shuffle_buffer", "--shuffle-buffer", asked.shuffle_buffer.to_string(), options.shuffle_buffer.to_string()),
+        (
+            "shuffle_buffer",
+            "--shuffle-buffer",
+            asked.shuffle_buffer.to_string(),
+            options.shuffle_buffer.to_string(),
+        ),
         ("seed", "--seed", asked.seed.to_string(), options.seed.to_string()),
         (
             if args.data.is_some() { "data" } else { "source" },
@@ -430,7 +440,11 @@ fn earlier_epochs(report: &Path, checkpoint: &Checkpoint) -> Vec<ReportEpoch> {
     history
         .map(|metrics| {
             let same = earlier.iter().find(|old| old.metrics == *metrics);
-            same.cloned().unwrap_or(ReportEpoch { metrics: *metrics, train_seconds: None, eval_seconds: None })
+            same.cloned().unwrap_or(ReportEpoch {
+                metrics: *metrics,
+                train_seconds: None,
+                eval_seconds: None,
+            })
         })
         .collect()
 }
@@ -498,9 +512,10 @@ impl Watcher<'_> {
             line += "; stopped early, the validation loss no longer fell";
         }
         say(line)?;
-        let best = checkpoint.progress.best.and_then(|best| {
-            self.epochs.iter().find(|epoch| epoch.metrics.epoch == best.epoch)
-        });
+        let best = checkpoint
+            .progress
+            .best
+            .and_then(|best| self.epochs.iter().find(|epoch| epoch.metrics.epoch == best.epoch));
         if let Some(best) = best {
             let by = if best.metrics.validation_loss.is_some() { "validation" } else { "training" };
             say(format!("Best epoch by {by} loss: {}", epoch_line(&best.metrics)))?;

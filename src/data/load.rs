@@ -217,7 +217,9 @@ pub fn data_folder() -> Result<PathBuf> {
         return Ok(PathBuf::from(folder));
     }
     let strategy = choose_native_strategy().map_err(|_| {
-        Error::Failed("there is no home folder to keep data in; name one with the variable RECURVE_DATA".into())
+        Error::Failed(
+            "there is no home folder to keep data in; name one with the variable RECURVE_DATA".into(),
+        )
     })?;
     Ok(strategy.data_dir().join("recurve"))
 }
@@ -330,13 +332,17 @@ fn extension(path: &Path) -> String {
 
 fn stem(path: &Path) -> String {
     let stem = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
-    let name: String =
-        stem.chars().map(|c| if c.is_alphanumeric() || "-_.".contains(c) { c } else { '-' }).take(60).collect();
+    let name: String = stem
+        .chars()
+        .map(|c| if c.is_alphanumeric() || "-_.".contains(c) { c } else { '-' })
+        .take(60)
+        .collect();
     if name.is_empty() { "data".to_string() } else { name }
 }
 
 fn all_rows(n: usize) -> Result<Vec<u32>> {
-    let n = u32::try_from(n).map_err(|_| Error::Failed(format!("{n} rows are more than the 2^32 that fit")))?;
+    let n =
+        u32::try_from(n).map_err(|_| Error::Failed(format!("{n} rows are more than the 2^32 that fit")))?;
     Ok((0..n).collect())
 }
 
@@ -346,10 +352,8 @@ fn load_sample(mut options: DataOptions, vocabulary: Option<Vocabulary>) -> Resu
     let rows = all_rows(snippets.len())?;
     let (test, train): (Vec<u32>, Vec<u32>) = rows.into_iter().partition(|&row| snippets[row as usize].test);
     let y: Vec<u32> = snippets.iter().map(|snippet| snippet.label).collect();
-    let texts = Texts {
-        texts: snippets.into_iter().map(|snippet| snippet.text).collect(),
-        labels: Vec::new(),
-    };
+    let texts =
+        Texts { texts: snippets.into_iter().map(|snippet| snippet.text).collect(), labels: Vec::new() };
     let (train, validation) = hold_out_validation(&mut options, &y, train, 0.1);
     let classes = sample::CLASSES.map(String::from).to_vec();
     let classes = check_classes(&options, classes)?;
@@ -439,8 +443,7 @@ fn finish_text(
     classes: Vec<String>,
 ) -> Result<Dataset> {
     let TextParts { texts, y, train, validation, test } = parts;
-    let vocabulary =
-        vocabulary.unwrap_or_else(|| Vocabulary::fit(texts.select(&train), options.num_words));
+    let vocabulary = vocabulary.unwrap_or_else(|| Vocabulary::fit(texts.select(&train), options.num_words));
     let maxlen = *options.maxlen.get_or_insert(DataOptions::MAXLEN);
     let vocab = vocabulary.ids();
     let encoding = Encoding {
@@ -457,14 +460,13 @@ fn finish_text(
         Ok(Some(Examples { x, y: rows.iter().map(|&row| y[row as usize]).collect(), t: maxlen }))
     };
     let test = match outside {
-        Some((texts, y)) => Some(Examples {
-            x: encoding.rows(texts.texts.iter().map(String::as_str))?,
-            y,
-            t: maxlen,
-        }),
+        Some((texts, y)) => {
+            Some(Examples { x: encoding.rows(texts.texts.iter().map(String::as_str))?, y, t: maxlen })
+        }
         None => part(&test)?,
     };
-    let train = part(&train)?.ok_or_else(|| Error::Failed(format!("{description}: no training rows are left")))?;
+    let train =
+        part(&train)?.ok_or_else(|| Error::Failed(format!("{description}: no training rows are left")))?;
     let validation = part(&validation)?;
     finish(name, description, options, train, validation, test, vocab, classes, encoding)
 }
@@ -530,7 +532,10 @@ fn load_archive(path: &Path, mut options: DataOptions, vocabulary: Option<Vocabu
             return Err(Error::format(
                 path,
                 "y_train",
-                format!("label {largest} would need {needed} classes for {} rows; labels count up from 0", train.rows()),
+                format!(
+                    "label {largest} would need {needed} classes for {} rows; labels count up from 0",
+                    train.rows()
+                ),
             ));
         }
     };
@@ -551,7 +556,11 @@ fn refuse_test_file(options: &DataOptions) -> Result<()> {
         None => Ok(()),
         Some(path) => Err(Error::usage(
             "--test",
-            format!("{} cannot be used with {}, which brings its own test part", path.display(), options.source),
+            format!(
+                "{} cannot be used with {}, which brings its own test part",
+                path.display(),
+                options.source
+            ),
         )),
     }
 }
@@ -630,7 +639,12 @@ pub fn row_fingerprint(ids: &[u32]) -> u32 {
 
 /// Every labelled row of `path`, prepared as a model's training data was: for `eval` on a given file. Archives give
 /// their training and test rows alike.
-pub fn load_for_eval(path: &Path, options: &DataOptions, encoding: &Encoding, classes: &[String]) -> Result<Examples> {
+pub fn load_for_eval(
+    path: &Path,
+    options: &DataOptions,
+    encoding: &Encoding,
+    classes: &[String],
+) -> Result<Examples> {
     let t = encoding.maxlen;
     if extension(path) != "npz" {
         let (texts, lines) = Texts::read(path, options)?;
@@ -658,6 +672,7 @@ pub fn load_for_eval(path: &Path, options: &DataOptions, encoding: &Encoding, cl
         }
         all.y.extend(part.y);
     }
-    all.check(options.num_words, classes.len()).map_err(|error| Error::format(path, "", error.to_string()))?;
+    all.check(options.num_words, classes.len())
+        .map_err(|error| Error::format(path, "", error.to_string()))?;
     Ok(all)
 }

@@ -557,27 +557,25 @@ fn a_failure_leaves_the_output_as_it_was() {
     let kept_json = scratch.write("kept.jsonl", "before");
     let before = scratch.names();
     let one = ["p".to_owned()];
+    type Answers = Result<Vec<Vec<Value>>>;
     let fine = |texts: &[String]| Ok(vec![vec![Value::Number(0.5)]; texts.len()]);
     let fails = |_: &[String]| Err(Error::Failed("the model broke".to_owned()));
     let short = |_: &[String]| Ok(vec![vec![Value::Number(0.5)]]);
     let wide = |texts: &[String]| Ok(vec![vec![Value::Number(0.5); 2]; texts.len()]);
 
-    let run = |input: &Path,
-               output: &Path,
-               added: &[String],
-               answer: &dyn Fn(&[String]) -> Result<Vec<Vec<Value>>>| {
-        message(annotate(input, output, "text", added, &mut |texts: &[String]| answer(texts)))
+    let run = |input: &Path, output: &Path, added: &[String], mut answer: fn(&[String]) -> Answers| {
+        message(annotate(input, output, "text", added, &mut answer))
     };
-    assert_holds(&run(&late, &kept, &one, &fine), &["late.csv, line 302", "1 field"]);
-    assert_holds(&run(&good, &kept, &one, &fails), &["the model broke"]);
-    assert_holds(&run(&good, &kept, &one, &short), &["2 rows of 1 values", "1 rows"]);
-    assert_holds(&run(&good, &kept, &one, &wide), &["2 rows of 2 values"]);
-    assert_holds(&run(&good, &kept, &["label".to_owned()], &fine), &["line 1", "\"label\" already"]);
-    assert_holds(&run(&json, &kept_json, &one, &fine), &["line 1", "\"p\" already"]);
-    assert_holds(&run(&empty, &kept, &one, &fine), &["no rows"]);
-    assert_holds(&run(&good, &kept_json, &one, &fine), &["extension"]);
-    assert_holds(&run(&good, scratch.0.path(), &one, &fine), &["not a regular file"]);
-    assert_holds(&run(&good, &scratch.path("no/such/out.csv"), &one, &fine), &["cannot create"]);
+    assert_holds(&run(&late, &kept, &one, fine), &["late.csv, line 302", "1 field"]);
+    assert_holds(&run(&good, &kept, &one, fails), &["the model broke"]);
+    assert_holds(&run(&good, &kept, &one, short), &["2 rows of 1 values", "1 rows"]);
+    assert_holds(&run(&good, &kept, &one, wide), &["2 rows of 2 values"]);
+    assert_holds(&run(&good, &kept, &["label".to_owned()], fine), &["line 1", "\"label\" already"]);
+    assert_holds(&run(&json, &kept_json, &one, fine), &["line 1", "\"p\" already"]);
+    assert_holds(&run(&empty, &kept, &one, fine), &["no rows"]);
+    assert_holds(&run(&good, &kept_json, &one, fine), &["extension"]);
+    assert_holds(&run(&good, scratch.0.path(), &one, fine), &["not a regular file"]);
+    assert_holds(&run(&good, &scratch.path("no/such/out.csv"), &one, fine), &["cannot create"]);
     assert_eq!(scratch.names(), before);
     assert_eq!(std::fs::read_to_string(&kept).unwrap(), "before");
 

@@ -110,6 +110,9 @@ impl From<f32> for Value {
     }
 }
 
+/// From texts to one value for each text and added column; what [`annotate`] asks for each batch of rows.
+pub type Answer<'a> = dyn FnMut(&[String]) -> Result<Vec<Vec<Value>>> + 'a;
+
 /// Rows that [`annotate`] hands over at a time, unless their texts are long.
 const BATCH_ROWS: usize = 256;
 /// Bytes of records after which a batch is handed over, however few rows they are.
@@ -126,7 +129,7 @@ pub fn annotate(
     output: &Path,
     text_column: &str,
     added: &[String],
-    answer: &mut dyn FnMut(&[String]) -> Result<Vec<Vec<Value>>>,
+    answer: &mut Answer<'_>,
 ) -> Result<u64> {
     let mut table = Table::open(input, text_column, None, added)?;
     let format = table.format;

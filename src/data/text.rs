@@ -40,7 +40,7 @@ pub struct Vocabulary {
 }
 
 /// The largest word index that is read; Keras' has 1.6 MB.
-const MAX_INDEX_BYTES: u64 = 64 << 20;
+const MAX_INDEX_BYTES: u64 = 16 << 20;
 
 impl Vocabulary {
     /// The most frequent words of `texts`; ids stay below `num_words`. Of equally frequent words the one met first

@@ -37,18 +37,6 @@ pub struct Progress {
     pub metrics: Metrics,
     /// Each finished epoch.
     pub history: Vec<EpochMetrics>,
-    /// The best epoch so far: 1-based, with what it was chosen by.
-    pub best: Option<Best>,
-}
-
-/// The epoch a training would be judged by.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Best {
-    /// 1-based.
-    pub epoch: u32,
-    /// Its validation loss, or its training loss where there is no validation part.
-    pub loss: f64,
 }
 
 /// A model file's contents.

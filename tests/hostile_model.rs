@@ -11,6 +11,7 @@ use recurve::rng::{Purpose, Rng};
 use recurve::train::{EpochMetrics, TrainOptions};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::path::Path;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Counts the bytes in use and their peak.
@@ -35,6 +36,9 @@ unsafe impl GlobalAlloc for Counting {
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
+
+/// The counters see every thread: one test at a time.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// Peak of bytes in use above what was there when `work` began.
 fn peak_of(work: impl FnOnce()) -> usize {
@@ -84,6 +88,7 @@ fn saved(checkpoint: &Checkpoint) -> Vec<u8> {
 
 #[test]
 fn a_model_comes_back_as_it_went_and_equal_models_are_equal_bytes() {
+    let _alone = ONE_AT_A_TIME.lock();
     let mut rng = Rng::new(2, Purpose::User, 0);
     for round in 0..50 {
         let mut checkpoint = model();
@@ -109,6 +114,7 @@ fn a_model_comes_back_as_it_went_and_equal_models_are_equal_bytes() {
 
 #[test]
 fn damaged_files_give_errors_and_bounded_memory() {
+    let _alone = ONE_AT_A_TIME.lock();
     let folder = tempfile::tempdir().unwrap();
     let weights_path = folder.path().join("w.safetensors");
     let checkpoint = model();

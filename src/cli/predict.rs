@@ -92,7 +92,7 @@ pub fn run(args: &PredictArgs) -> Result<()> {
                 .map(|probabilities| {
                     let label = predictor.classes[argmax(&probabilities)].clone();
                     std::iter::once(Value::Text(label))
-                        .chain(probabilities.iter().map(|&p| Value::Number(p.into())))
+                        .chain(probabilities.iter().map(|&p| Value::from(p)))
                         .collect()
                 })
                 .collect())

@@ -4,14 +4,14 @@ use super::progress::Progress;
 use super::{DeviceArgs, Given, fraction, in_range, interrupted, say};
 use clap::Args;
 use recurve::backend::{AdamConfig, DeviceInfo};
-use recurve::checkpoint::{Best, Checkpoint, Weights};
+use recurve::checkpoint::{Checkpoint, Weights};
 use recurve::data::baseline::{Baselines, baselines};
 use recurve::data::batch::Side;
 use recurve::data::{self, DataOptions, Dataset, Source, Words};
 use recurve::metrics::Metrics;
 use recurve::model::{Model, ModelConfig};
 use recurve::run::Run;
-use recurve::train::{Ending, EpochMetrics, EpochSeconds, Observer, TrainOptions, train};
+use recurve::train::{Ending, EpochMetrics, EpochSeconds, Observer, TrainOptions, best_epoch, train};
 use recurve::{Error, Result, files};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -113,7 +113,7 @@ struct Report<'a> {
     config: &'a TrainOptions,
     baselines: Option<Baselines>,
     epochs: &'a [ReportEpoch],
-    best: Option<Best>,
+    best_epoch: Option<u32>,
     ending: Option<Ending>,
     steps: u64,
     load_seconds: f64,
@@ -486,7 +486,7 @@ impl Watcher<'_> {
             config: &checkpoint.options,
             baselines: self.baselines,
             epochs: &self.epochs,
-            best: checkpoint.progress.best,
+            best_epoch: best_epoch(&checkpoint.progress.history).map(|best| best.epoch),
             ending,
             steps: checkpoint.state.t - self.first_step,
             load_seconds: self.load_seconds,
@@ -512,13 +512,9 @@ impl Watcher<'_> {
             line += "; stopped early, the validation loss no longer fell";
         }
         say(line)?;
-        let best = checkpoint
-            .progress
-            .best
-            .and_then(|best| self.epochs.iter().find(|epoch| epoch.metrics.epoch == best.epoch));
-        if let Some(best) = best {
-            let by = if best.metrics.validation_loss.is_some() { "validation" } else { "training" };
-            say(format!("Best epoch by {by} loss: {}", epoch_line(&best.metrics)))?;
+        if let Some(best) = best_epoch(&checkpoint.progress.history) {
+            let by = if best.validation_accuracy.is_some() { "validation accuracy" } else { "training loss" };
+            say(format!("Best by {by}: {}", epoch_line(best)))?;
         }
         say(format!("Model: {}  Report: {}", self.run.best().display(), self.run.report().display()))?;
         if matches!(checkpoint.encoding.words, Words::Known(_)) {

@@ -1,6 +1,6 @@
 //! What a model must beat.
 
-use super::{Examples, OOV};
+use super::{Examples, INDEX_FROM};
 
 /// Test accuracies (0 to 1) of two models that need no training loop.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -13,7 +13,8 @@ pub struct Baselines {
 
 /// Fits on `train`, scores on `test`.
 ///
-/// Naive Bayes counts every id from [`OOV`] on (padding and the start mark say nothing) and takes the classes' shares
+/// Naive Bayes counts the ids of words alone: padding and the start mark say nothing, and unknown words, rare in
+/// training but not in new text, mislead it (measured on the embedded set: .775 with them, .782 without). It and takes the classes' shares
 /// of the training rows as its prior. Ties go to the lower class. With no test rows both accuracies are 0.
 ///
 /// Ids are below `vocab` and labels below `classes` ([`Examples::check`]); what is not, is passed over.
@@ -74,7 +75,7 @@ impl NaiveBayes {
     /// The ids that count.
     fn counted<'a>(&self, ids: &'a [u32]) -> impl Iterator<Item = usize> + use<'a> {
         let vocab = self.vocab;
-        ids.iter().filter(|&&id| id >= OOV).map(|&id| id as usize).filter(move |&id| id < vocab)
+        ids.iter().filter(|&&id| id >= INDEX_FROM).map(|&id| id as usize).filter(move |&id| id < vocab)
     }
 
     /// The class with the largest log posterior.

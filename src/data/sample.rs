@@ -27,8 +27,7 @@ const MAX_BYTES: u64 = 8 << 20;
 
 /// All snippets, in the source's order.
 ///
-/// A snippet is test data if the hash of its text says so, about one in five: the split depends on nothing else, and
-/// equal texts stand on one side of it.
+/// The split is fixed and stratified: of each class, the fifth whose texts have the smallest SHA-256 is test data.
 pub fn snippets() -> Result<Vec<Snippet>> {
     let damaged = |what: String| {
         Error::Failed(format!(
@@ -39,19 +38,20 @@ pub fn snippets() -> Result<Vec<Snippet>> {
     let mut lines = String::new();
     let unpacked = flate2::read::GzDecoder::new(ARCHIVE).take(MAX_BYTES).read_to_string(&mut lines);
     unpacked.map_err(|error| damaged(error.to_string()))?;
-    let snippet = |(k, line): (usize, &str)| match line.split_once('\t') {
-        Some((label @ ("0" | "1"), text)) => {
-            Ok(Snippet { text: text.to_owned(), label: u32::from(label == "1"), test: is_test(text) })
-        }
-        _ => Err(damaged(format!("line {} is not a 0 or 1, a tab and a text", k + 1))),
-    };
-    lines.lines().enumerate().map(snippet).collect()
-}
-
-/// The fixed split, by text alone.
-fn is_test(text: &str) -> bool {
-    let digest = Sha256::digest(text.as_bytes());
-    let mut first = [0u8; 8];
-    first.copy_from_slice(&digest[..8]);
-    u64::from_le_bytes(first) % 5 == 0
+    let mut snippets = Vec::new();
+    for (k, line) in lines.lines().enumerate() {
+        let Some((label @ ("0" | "1"), text)) = line.split_once('\t') else {
+            return Err(damaged(format!("line {} is not a 0 or 1, a tab and a text", k + 1)));
+        };
+        snippets.push(Snippet { text: text.to_owned(), label: u32::from(label == "1"), test: false });
+    }
+    for label in 0..CLASSES.len() as u32 {
+        let rows = (0..snippets.len()).filter(|&row| snippets[row].label == label);
+        let mut hashed: Vec<_> =
+            rows.map(|row| (Sha256::digest(snippets[row].text.as_bytes()), row)).collect();
+        hashed.sort_unstable();
+        hashed.truncate((hashed.len() + 2) / 5);
+        hashed.into_iter().for_each(|(_, row)| snippets[row].test = true);
+    }
+    Ok(snippets)
 }

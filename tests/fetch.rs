@@ -63,7 +63,8 @@ fn serve(body: &'static [u8], answers: &'static [Answer]) -> Server {
                 match first {
                     None => head("200 OK", more),
                     Some(_) => {
-                        let range = format!("Content-Range: bytes {from}-{}/{}\r\n", body.len() - 1, body.len());
+                        let range =
+                            format!("Content-Range: bytes {from}-{}/{}\r\n", body.len() - 1, body.len());
                         head("206 Partial Content", more + &range)
                     }
                 }
@@ -159,7 +160,10 @@ fn continues_after_a_cut_connection() {
     for kept in [70_000, 100_000] {
         let (got, _) = get(&server, &file, folder.path());
         let message = got.unwrap_err();
-        assert!(message.contains(&format!("{kept} of 200000 bytes")) && message.contains("continue"), "{message}");
+        assert!(
+            message.contains(&format!("{kept} of 200000 bytes")) && message.contains("continue"),
+            "{message}"
+        );
         assert_eq!(names(folder.path()), ["some.bin.part"]);
         assert_eq!(std::fs::read(folder.path().join("some.bin.part")).unwrap(), body[..kept]);
     }

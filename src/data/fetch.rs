@@ -146,7 +146,11 @@ impl<'a> Job<'a> {
                 ));
             }
             Attempt::CannotContinue => {
-                return Err(Error::format(&self.url, "", "the server answers with a part that was not asked for"));
+                return Err(Error::format(
+                    &self.url,
+                    "",
+                    "the server answers with a part that was not asked for",
+                ));
             }
         }
         part.sync_all().map_err(Error::io(&self.part, "write"))?;

@@ -73,7 +73,9 @@ pub fn read<R: Read + Seek>(archive: &mut NpzArchive<R>, num_words: usize) -> Re
             return Err(Error::format(
                 archive.path(),
                 "",
-                format!("there is {there} but no {missing}; save both, or neither to train without a test set"),
+                format!(
+                    "there is {there} but no {missing}; save both, or neither to train without a test set"
+                ),
             ));
         }
     };
@@ -164,7 +166,9 @@ fn labels(y: Array) -> Result<Vec<u32>, String> {
                     .map_err(|_| format!("row {row} has label {label}, expected a class from 0 on"))
             })
             .collect(),
-        (Values::Int(_), shape) => Err(format!("labels of shape {shape:?}, expected one for each row: [rows]")),
+        (Values::Int(_), shape) => {
+            Err(format!("labels of shape {shape:?}, expected one for each row: [rows]"))
+        }
         (Values::Float(_), _) => {
             Err("labels that are floats, expected class indices; convert with y.astype('int64')".to_string())
         }

@@ -129,8 +129,7 @@ impl<R: Read + Seek> NpzArchive<R> {
         };
         let declared = self.declared_size(index, name)?;
         let path = &self.path;
-        let member =
-            self.zip.by_index(index).map_err(|error| broken(path, member_place(name), error))?;
+        let member = self.zip.by_index(index).map_err(|error| broken(path, member_place(name), error))?;
         // One byte more than declared is asked for, so that the end of the member, with its checksum, is reached.
         let stream = BufReader::with_capacity(64 << 10, member.take(declared.saturating_add(1)));
         NpyReader { path, name, stream, declared, at: 0 }.read()
@@ -141,7 +140,9 @@ impl<R: Read + Seek> NpzArchive<R> {
         let entry =
             self.zip.by_index_data(index).map_err(|error| broken(&self.path, member_place(name), error))?;
         if entry.encrypted() {
-            return Err(self.error(name, "the member is encrypted, which is not read; save it without a password"));
+            return Err(
+                self.error(name, "the member is encrypted, which is not read; save it without a password")
+            );
         }
         let (size, packed) = (entry.size(), entry.compressed_size());
         if packed > self.bytes {
@@ -157,7 +158,9 @@ impl<R: Read + Seek> NpzArchive<R> {
             other => {
                 return Err(self.error(
                     name,
-                    format!("compression {other:?}, expected stored or deflated; save it with np.savez_compressed"),
+                    format!(
+                        "compression {other:?}, expected stored or deflated; save it with np.savez_compressed"
+                    ),
                 ));
             }
         };
@@ -184,10 +187,14 @@ fn member_place(name: &str) -> String {
 fn broken(path: &Path, place: String, error: ZipError) -> Error {
     match error {
         ZipError::Io(source) if source.raw_os_error().is_some() => Error::io(path, "read")(source),
-        ZipError::Io(source) => {
-            Error::format(path, place, format!("{source}; the file is cut off or damaged, or not a .npz archive"))
+        ZipError::Io(source) => Error::format(
+            path,
+            place,
+            format!("{source}; the file is cut off or damaged, or not a .npz archive"),
+        ),
+        error => {
+            Error::format(path, place, format!("{error}; expected a .npz archive as np.savez writes it"))
         }
-        error => Error::format(path, place, format!("{error}; expected a .npz archive as np.savez writes it")),
     }
 }
 
@@ -386,7 +393,9 @@ impl<S: Read> NpyReader<'_, S> {
         }
         self.exact(&mut start)?;
         if start[..6] != *b"\x93NUMPY" {
-            return Err(self.error_at(0, "the member does not start like a .npy file; save arrays with np.savez"));
+            return Err(
+                self.error_at(0, "the member does not start like a .npy file; save arrays with np.savez")
+            );
         }
         let length = match (start[6], start[7]) {
             (1, 0) => {
@@ -400,7 +409,9 @@ impl<S: Read> NpyReader<'_, S> {
                 u64::from(u32::from_le_bytes(length))
             }
             (major, minor) => {
-                return Err(self.error_at(6, format!(".npy version {major}.{minor}, expected 1.0, 2.0 or 3.0")));
+                return Err(
+                    self.error_at(6, format!(".npy version {major}.{minor}, expected 1.0, 2.0 or 3.0"))
+                );
             }
         };
         let limit = MAX_HEADER.min(self.declared.saturating_sub(self.at));
@@ -532,7 +543,10 @@ fn parse_header(text: &[u8]) -> Result<Header, HeaderFault> {
                 scan.expect(b':', "a colon")?;
                 let at = scan.peek_at();
                 if scan.starts_with(b'[') || scan.starts_with(b'(') {
-                    return Err((at, "a structured dtype, expected one of plain numbers or objects".to_string()));
+                    return Err((
+                        at,
+                        "a structured dtype, expected one of plain numbers or objects".to_string(),
+                    ));
                 }
                 descr.replace((at, scan.string()?)).is_some()
             }
@@ -559,10 +573,14 @@ fn parse_header(text: &[u8]) -> Result<Header, HeaderFault> {
         return Err((scan.at, "something follows the header's dictionary; the file is damaged".to_string()));
     }
     let (Some((at, descr)), Some(fortran), Some(shape)) = (descr, fortran, shape) else {
-        return Err((0, "the header lacks one of descr, fortran_order and shape; the file is damaged".to_string()));
+        return Err((
+            0,
+            "the header lacks one of descr, fortran_order and shape; the file is damaged".to_string(),
+        ));
     };
     let (element, big_endian) = parse_descr(descr).ok_or_else(|| {
-        let shown: String = descr.iter().take(40).flat_map(|&b| std::ascii::escape_default(b)).map(char::from).collect();
+        let shown: String =
+            descr.iter().take(40).flat_map(|&b| std::ascii::escape_default(b)).map(char::from).collect();
         (
             at,
             format!(
@@ -627,13 +645,17 @@ impl<'a> Scan<'a> {
         if self.accept(token) {
             return Ok(());
         }
-        Err((self.at, format!("expected {what} ('{}') in the header; the file is damaged", char::from(token))))
+        Err((
+            self.at,
+            format!("expected {what} ('{}') in the header; the file is damaged", char::from(token)),
+        ))
     }
 
     /// A string without escapes, which no key and no dtype needs.
     fn string(&mut self) -> Result<&'a [u8], HeaderFault> {
         let at = self.peek_at();
-        let fault = || (at, "expected a string without escapes in the header; the file is damaged".to_string());
+        let fault =
+            || (at, "expected a string without escapes in the header; the file is damaged".to_string());
         let quote = *self.text.get(at).filter(|&&b| b == b'\'' || b == b'"').ok_or_else(fault)?;
         let body = self.text.get(at + 1..).unwrap_or_default();
         let end = body.iter().position(|&b| b == quote).ok_or_else(fault)?;
@@ -687,7 +709,10 @@ impl<'a> Scan<'a> {
             self.at += 1;
         }
         if self.at == at {
-            return Err((at, "expected a dimension, a number without a sign; the file is damaged".to_string()));
+            return Err((
+                at,
+                "expected a dimension, a number without a sign; the file is damaged".to_string(),
+            ));
         }
         // Python 2 wrote its long integers so.
         if self.text.get(self.at) == Some(&b'L') {
@@ -832,8 +857,7 @@ mod tests {
         // [[1, 2, 3], [4, 5, 6]] column by column.
         assert_eq!(to_c_order(&[1, 4, 2, 5, 3, 6], &[2, 3]), [1, 2, 3, 4, 5, 6]);
         let shape = [2, 3, 4];
-        let f_order: Vec<usize> =
-            (0..24).map(|k| (k % 2) * 100 + (k / 2 % 3) * 10 + k / 6).collect();
+        let f_order: Vec<usize> = (0..24).map(|k| (k % 2) * 100 + (k / 2 % 3) * 10 + k / 6).collect();
         let c_order: Vec<usize> = (0..24).map(|k| (k / 12) * 100 + (k / 4 % 3) * 10 + k % 4).collect();
         assert_eq!(to_c_order(&f_order, &shape), c_order);
         assert!(to_c_order::<u8>(&[], &[0, usize::MAX, 7]).is_empty());

@@ -3,6 +3,8 @@
 //!
 //! The bound: [`FACTOR`] bytes for each byte of the file and of what its members unpack to, and [`FIXED`] bytes for
 //! buffers. The factor is what a pickle of one-byte instructions costs (see `floods_of_small_instructions`).
+// clippy.toml allows it in tests, but clippy does not count their helpers as such.
+#![allow(clippy::unwrap_used)]
 
 use recurve::data::imdb;
 use recurve::data::npz::{LARGE_MEMBER, MAX_MEMBERS, NpzArchive};

@@ -584,7 +584,7 @@ impl<'a> Machine<'a> {
             b'P' | b'Q' => "PERSID, a reference out of the file",
             0x97 | 0x98 => "a buffer out of the file",
             b'}' | b'd' | b's' | b'u' => "a dictionary",
-            0x8f | 0x90 | 0x91 => "a set",
+            0x8f..=0x91 => "a set",
             b'F' | b'G' => "a float",
             b'I' | b'L' | b'S' | b'V' | b'g' | b'p' => "text of protocol 0",
             _ => "an unknown instruction",

@@ -756,11 +756,14 @@ pub fn write_npz_to<W: Write + Seek>(
     let mut zip = ZipWriter::new(writer);
     for array in arrays {
         let elements = array.shape.iter().try_fold(1usize, |product, &dim| product.checked_mul(dim));
-        if elements != Some(array.values.len()) {
+        if elements != Some(array.values.len()) || array.shape.len() > MAX_DIMS {
             return Err(Error::Shape {
                 op: "write_npz",
                 what: "values",
-                expected: format!("as many as shape {:?} of {} has", array.shape, array.name),
+                expected: format!(
+                    "as many as shape {:?} of {} has (at most {MAX_DIMS} dimensions)",
+                    array.shape, array.name
+                ),
                 found: format!("{} values", array.values.len()),
             });
         }

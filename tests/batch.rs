@@ -168,17 +168,17 @@ fn a_small_buffer_leaves_the_first_place_to_its_first_rows_and_drains_at_random(
 
 #[test]
 fn naive_bayes_equals_a_computation_by_hand() {
-    // Ids 0 and 1 do not count, so V - 2 = 4 outcomes: 2, 3, 4, 5.
+    // Ids 0, 1 and 2 do not count and 3 stands for no word, so there are V - 4 = 2 outcomes: 4, 5.
     let train = Examples { x: vec![0, 1, 2, 4, 0, 1, 4, 4, 1, 5, 5, 2], y: vec![0, 0, 1], t: 4 };
-    // Class 0: rows 2, counts 2:1 4:3, total 4. Class 1: rows 1, counts 5:2 2:1, total 3.
-    // P(id|0) = (1+n)/8: 2: 2/8, 3: 1/8, 4: 4/8, 5: 1/8.   P(id|1) = (1+n)/7: 2: 2/7, 3: 1/7, 4: 1/7, 5: 3/7.
+    // Class 0: rows 2, counts 4:3, total 3. Class 1: rows 1, counts 5:2, total 2.
+    // P(id|0) = (1+n)/5: 4: 4/5, 5: 1/5.   P(id|1) = (1+n)/4: 4: 1/4, 5: 3/4.
     let test = Examples {
         x: vec![
             0, 0, 0, 0, // priors alone: 2/3 against 1/3 → 0
-            0, 0, 1, 5, // 2/3·1/8 = .083 against 1/3·3/7 = .143 → 1
-            0, 0, 5, 4, // 2/3·1/8·4/8 = .0417 against 1/3·3/7·1/7 = .0204 → 0
-            0, 5, 5, 4, // .0052 against 1/3·9/49·1/7 = .0087 → 1
-            1, 1, 1, 2, // 2/3·2/8 = .167 against 1/3·2/7 = .095 → 0
+            0, 0, 1, 5, // 2/3·1/5 = .133 against 1/3·3/4 = .25 → 1
+            0, 0, 5, 4, // 2/3·1/5·4/5 = .107 against 1/3·3/4·1/4 = .0625 → 0
+            0, 5, 5, 4, // .0213 against 1/3·9/16·1/4 = .0469 → 1
+            1, 1, 1, 2, // an unknown word: priors alone → 0
         ],
         y: vec![0, 1, 0, 1, 1],
         t: 4,

@@ -594,8 +594,8 @@ fn the_snippets_are_all_there_and_split() {
     assert_eq!(snippets.len(), 10_568);
     assert_eq!(count(&|s| s.label == 1), 5_242);
     assert_eq!(count(&|s| s.label == 0), 5_326);
-    assert_eq!(count(&|s| s.test), 2_143);
-    assert_eq!(count(&|s| s.test && s.label == 1), 1_108);
+    assert_eq!(count(&|s| s.test), 2_113);
+    assert_eq!(count(&|s| s.test && s.label == 1), 1_048);
     assert!(snippets[0].text.starts_with("The Rock is destined") && snippets[0].label == 1);
     assert!(snippets.iter().all(|s| !s.text.trim().is_empty() && s.text.len() < 500));
     let texts = |test: bool| -> std::collections::HashSet<&str> {
@@ -619,14 +619,13 @@ fn naive_bayes_learns_the_snippets() {
             t,
         }
     };
-    // A separate computation of the same in Python (Counter and math.log) gives 1,660 and 1,662 of 2,143. The other
-    // fifths by the same hash give .780 to .794: this one is a little harder.
-    for (t, expected) in [(32, 1_660), (64, 1_662)] {
+    // A separate computation of the same in Python (Counter and math.log) gives 1,652 and 1,647 of 2,113.
+    for (t, expected) in [(32, 1_652), (64, 1_647)] {
         let found = baselines(&examples(false, t), &examples(true, t), 10_000, 2);
         println!("maxlen {t}: {found:?}");
         // One row may tip by another platform's last bit of ln.
-        let correct = found.naive_bayes * 2_143.0;
+        let correct = found.naive_bayes * 2_113.0;
         assert!((correct - f64::from(expected)).abs() < 1.5, "maxlen {t}: {correct} correct, {found:?}");
-        assert!((found.majority - 1_035.0 / 2_143.0).abs() < 1e-9, "{found:?}");
+        assert!((found.majority - 1_065.0 / 2_113.0).abs() < 1e-9, "{found:?}");
     }
 }

@@ -193,9 +193,7 @@ impl Checkpoint {
             let found = format!("{}; expected 1 to {}", header.maxlen, DataOptions::MAXLEN_MAX);
             return Err(bad("maxlen", found));
         }
-        if header.options.batch_size == 0 || header.options.check().is_err() {
-            return Err(bad("options", "training options out of range".into()));
-        }
+        header.options.check_ranges().map_err(|e| bad("options", e.to_string()))?;
         let progress = &header.progress;
         if progress.batch > header.step || progress.history.len() != progress.epoch as usize {
             let found = format!(

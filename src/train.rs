@@ -52,8 +52,20 @@ impl TrainOptions {
     /// The largest `--batch-size`.
     pub const BATCH_SIZE_MAX: usize = 1 << 20;
 
+    /// Refuses values out of range, and early stopping on data without a validation part.
+    pub fn check(&self, dataset: &Dataset) -> Result<()> {
+        self.check_ranges()?;
+        if self.patience.is_some() && dataset.validation.is_none() {
+            return Err(Error::usage(
+                "--patience",
+                "early stopping needs a validation part; add --validation-fraction 0.1 (the test part never chooses)",
+            ));
+        }
+        Ok(())
+    }
+
     /// Refuses values out of range.
-    pub fn check(&self) -> Result<()> {
+    pub fn check_ranges(&self) -> Result<()> {
         let range = |flag: &str, found: String, expected: &str| {
             Err(Error::usage(flag, format!("{found} is out of range; expected {expected}")))
         };
@@ -202,13 +214,7 @@ pub fn train(
     observer: &mut dyn Observer,
 ) -> Result<Outcome> {
     let options = checkpoint.options.clone();
-    options.check()?;
-    if options.patience.is_some() && dataset.validation.is_none() {
-        return Err(Error::usage(
-            "--patience",
-            "early stopping needs a validation part; add --validation-fraction 0.1 (the test part never chooses)",
-        ));
-    }
+    options.check(dataset)?;
     let begun = Instant::now();
     engine.load(
         &checkpoint.model,

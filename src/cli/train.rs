@@ -161,7 +161,7 @@ pub fn run(args: &TrainArgs, given: &Given) -> Result<()> {
         None => start(args, given)?,
     };
     // Everything that can be wrong with the flags is found before the first epoch.
-    checkpoint.options.check()?;
+    checkpoint.options.check(&dataset)?;
     if let Some(save) = &args.save
         && save.extension().is_none_or(|extension| extension != "safetensors")
     {
@@ -289,7 +289,7 @@ impl TrainArgs {
 fn start(args: &TrainArgs, given: &Given) -> Result<(Checkpoint, Dataset)> {
     let mut options = args.data_options();
     let train_options = args.train_options();
-    train_options.check()?;
+    train_options.check_ranges()?;
     ModelConfig {
         embed: args.embed,
         hidden: args.hidden,

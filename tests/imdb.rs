@@ -1,5 +1,8 @@
 //! The reference program's first epoch on the real IMDB set, where `RECURVE_IMDB` names the folder that holds it.
 
+// A test that cannot go on fails; clippy allows that inside of test functions only, not in their helpers.
+#![allow(clippy::unwrap_used)]
+
 use recurve::backend::{AdamConfig, Device};
 use recurve::checkpoint::Checkpoint;
 use recurve::data::{self, DataOptions, Source};

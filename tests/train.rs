@@ -1,5 +1,8 @@
 //! The epoch loop through the library: stops in mid-epoch, early stopping, divergence, threads.
 
+// A test that cannot go on fails; clippy allows that inside of test functions only, not in their helpers.
+#![allow(clippy::unwrap_used)]
+
 use recurve::backend::{AdamConfig, Device, Engine};
 use recurve::checkpoint::Checkpoint;
 use recurve::data::{self, DataOptions, Dataset, Examples, Source};

@@ -233,7 +233,6 @@ fn wrong_usage_has_code_2_and_says_what_is_expected() {
         (&["train", "--no-such-flag"], "--no-such-flag"),
         (&["export", "--to", "model.h5"], ".npz"),
         (&["predict", "--input", "a.csv"], "--output"),
-        (&["fetch", "mnist"], "imdb"),
         (&["teach"], "teach"),
         (&[], "Usage"),
     ] {
@@ -348,6 +347,49 @@ fn an_archive_of_prepared_ids_trains_and_its_model_reads_no_text() {
     let error = place.fails(1, &["predict", "text"]);
     assert!(error.contains("prepared ids"), "{error}");
     assert!(place.ok(&["eval", "ids.npz"]).contains("40 rows"));
+}
+
+#[test]
+fn an_imdb_archive_in_the_data_folder_is_found_and_its_words_when_they_are_there() {
+    let place = Place::new();
+    fs::create_dir(place.path("data")).unwrap();
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/npz/np2-lists-p4.npz");
+    fs::copy(fixture, place.path("data/imdb.npz")).unwrap();
+    let small = ["--embed", "3", "--hidden", "4", "--num-words", "30", "--epochs", "1"];
+    let out = place.ok(&with(&["train"], &small));
+    assert!(out.contains("imdb.npz") && out.contains("--data sample"), "auto says what it took: {out}");
+    assert!(place.path("runs/1-imdb/best.safetensors").is_file());
+
+    let error = place.fails(1, &["predict", "a film"]);
+    assert!(error.contains("recurve fetch imdb"), "{error}");
+    // The index has come: the same model reads text now.
+    place.write("data/imdb_word_index.json", r#"{"film": 2, "a": 1, "the": 3}"#);
+    assert!(place.ok(&["predict", "a film"]).contains("a film"));
+    // A gap in the ranks would shift every word behind it.
+    place.write("data/imdb_word_index.json", r#"{"film": 2, "the": 3}"#);
+    assert!(place.fails(1, &["predict", "a film"]).contains("imdb_word_index.json"));
+}
+
+#[cfg(feature = "fetch")]
+#[test]
+fn a_download_that_fails_says_which_address_and_leaves_nothing_half() {
+    let place = Place::new();
+    // A server that has nothing.
+    let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", server.local_addr().unwrap());
+    let answering = std::thread::spawn(move || {
+        let (mut connection, _) = server.accept().unwrap();
+        let mut request = [0; 4096];
+        let read = std::io::Read::read(&mut connection, &mut request).unwrap();
+        let answer = "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+        connection.write_all(answer.as_bytes()).unwrap();
+        text(&request[..read])
+    });
+    let error = place.fails(1, &["fetch", "imdb", "--url", &url]);
+    assert!(error.contains("imdb.npz") && error.contains("404"), "{error}");
+    assert!(answering.join().unwrap().starts_with("GET /imdb.npz "));
+    assert!(!place.path("data/imdb.npz").exists());
+    assert!(place.fails(2, &["fetch", "mnist"]).contains("imdb"));
 }
 
 #[test]

@@ -319,32 +319,19 @@ pub fn train(
     Ok(outcome)
 }
 
-/// The epoch whose model is kept as the best: highest validation accuracy, of equals the lowest validation loss, then
-/// the first. (The validation loss alone punishes sharp probabilities more than wrong answers: on small data it
-/// prefers epochs that classify worse.) Where there is no validation part, the lowest training loss. The test part
-/// never chooses.
+/// The epoch whose model is kept as the best: the first with the lowest validation loss, which asks for honest
+/// probabilities and not for right answers alone; where there is no validation part, with the lowest training loss.
+/// The test part never chooses.
 pub fn best_epoch(history: &[EpochMetrics]) -> Option<&EpochMetrics> {
     // Losses are finite: training stops where one is not.
-    let key = |epoch: &EpochMetrics| match (epoch.validation_accuracy, epoch.validation_loss) {
-        (Some(accuracy), Some(loss)) => (-accuracy, loss),
-        _ => (0.0, epoch.loss),
-    };
-    history.iter().min_by(|a, b| {
-        let ((accuracy_a, loss_a), (accuracy_b, loss_b)) = (key(a), key(b));
-        accuracy_a.total_cmp(&accuracy_b).then(loss_a.total_cmp(&loss_b))
-    })
+    let judged_by = |epoch: &EpochMetrics| epoch.validation_loss.unwrap_or(epoch.loss);
+    history.iter().min_by(|a, b| judged_by(a).total_cmp(&judged_by(b)))
 }
 
 /// True if the validation loss has not fallen below its lowest for the given number of epochs.
 fn patience_is_over(checkpoint: &Checkpoint, options: &TrainOptions) -> bool {
-    let lowest = checkpoint
-        .progress
-        .history
-        .iter()
-        .filter_map(|epoch| Some((epoch.epoch, epoch.validation_loss?)))
-        .min_by(|(_, a), (_, b)| a.total_cmp(b));
-    match (options.patience, lowest) {
-        (Some(patience), Some((lowest, _))) => checkpoint.progress.epoch >= lowest.saturating_add(patience),
+    match (options.patience, best_epoch(&checkpoint.progress.history)) {
+        (Some(patience), Some(best)) => checkpoint.progress.epoch >= best.epoch.saturating_add(patience),
         _ => false,
     }
 }

@@ -513,8 +513,8 @@ impl Watcher<'_> {
         }
         say(line)?;
         if let Some(best) = best_epoch(&checkpoint.progress.history) {
-            let by = if best.validation_accuracy.is_some() { "validation accuracy" } else { "training loss" };
-            say(format!("Best by {by}: {}", epoch_line(best)))?;
+            let by = if best.validation_loss.is_some() { "validation" } else { "training" };
+            say(format!("Best by {by} loss: {}", epoch_line(best)))?;
         }
         say(format!("Model: {}  Report: {}", self.run.best().display(), self.run.report().display()))?;
         if matches!(checkpoint.encoding.words, Words::Known(_)) {

@@ -8,7 +8,7 @@
 use crate::backend::{AdamConfig, TrainState};
 use crate::data::npz;
 use crate::data::text::Vocabulary;
-use crate::data::{DataOptions, Dataset, Encoding, Words, row_fingerprint};
+use crate::data::{self, DataOptions, Dataset, Encoding, Words, row_fingerprint};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::metrics::Metrics;
@@ -248,6 +248,26 @@ impl Checkpoint {
             options: header.options,
             progress: header.progress,
         })
+    }
+
+    /// Loads the data set that the model was trained on.
+    ///
+    /// # Errors
+    /// If it cannot be loaded any more, or is not the same.
+    pub fn dataset(&self) -> Result<Dataset> {
+        let vocabulary = match &self.encoding.words {
+            Words::Known(vocabulary) => Some(vocabulary.clone()),
+            Words::ImdbIndex | Words::Prepared => None,
+        };
+        let dataset = data::load(&self.data, vocabulary)?;
+        if dataset.sha256 != self.data_sha256 {
+            return Err(Error::Failed(format!(
+                "the data ({}) is not what this model was trained on: SHA-256 {} instead of {}. Put the data back; or \
+                 start from the model's weights with --init, or name a labelled file to measure it on",
+                dataset.description, dataset.sha256, self.data_sha256
+            )));
+        }
+        Ok(dataset)
     }
 
     /// True if a row of these ids (or one that looks the same, once in some hundred thousand) was trained on.

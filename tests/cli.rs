@@ -179,6 +179,11 @@ fn own_csv_is_trained_on_and_annotated() {
     let out = fs::read_to_string(place.path("out.jsonl")).unwrap();
     assert!(out.starts_with("{\"text\": \"it is good\", \"n\": 1e400"), "{out}");
 
+    // A test file of its own.
+    place.write("test.csv", "text,label\nthis is good,yes\nthis is bad,no\nso bad,no\n");
+    let out = place.ok(&with(&["train", "mine.csv", "--test", "test.csv", "--epochs", "1"], &SMALL));
+    assert!(out.contains("180 training, 20 validation, 3 test rows"), "{out}");
+
     // A label that training never saw has no class.
     place.write("odd.csv", "text,label\na,maybe\n");
     let error = place.fails(1, &["eval", "odd.csv"]);
@@ -230,6 +235,8 @@ fn wrong_usage_has_code_2_and_says_what_is_expected() {
         (&["train", "sample", "--save", "model.bin"], ".safetensors"),
         (&["train", "sample", "--patience", "2", "--validation-fraction", "0"], "--validation-fraction"),
         (&["train", "imdb"], "recurve fetch imdb"),
+        (&["train", "sample", "--save", "no/such/m.safetensors"], "no/such"),
+        (&["train", "sample", "--report", "no/such/r.json"], "no/such"),
         (&["train", "--no-such-flag"], "--no-such-flag"),
         (&["export", "--to", "model.h5"], ".npz"),
         (&["predict", "--input", "a.csv"], "--output"),
@@ -432,6 +439,11 @@ fn resume_goes_on_to_the_bits_of_an_uninterrupted_training() {
     let report = place.json("runs/2-mine/report.json");
     assert_eq!(report["epochs"].as_array().unwrap().len(), 5);
     assert!(report["epochs"][0]["train_seconds"].is_number());
+
+    // Nothing is left to do: nothing changes.
+    let out = place.ok(&["train", "--resume", "runs/2-mine/last.safetensors"]);
+    assert!(out.contains("Trained 0 steps"), "{out}");
+    assert!(bytes("whole.safetensors") == bytes("runs/2-mine/last.safetensors"));
 
     let error = place.fails(2, &["train", "--resume", "two.safetensors", "--lr", "0.5"]);
     assert!(error.contains("--lr") && error.contains("0.001"), "{error}");

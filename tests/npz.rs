@@ -171,7 +171,7 @@ fn a_small_vocabulary_turns_the_start_into_oov_too() {
     assert_eq!(two.train.x, Inputs::Ragged(keras(&train(), 2)));
     // The first rank is 1, its id 4: the last word that a vocabulary of 5 keeps.
     let Inputs::Ragged(x) = imdb::load(&fixture("np2-savez"), 5).unwrap().train.x else { panic!() };
-    assert_eq!(x.get(0), [1, 4, 2, 2]);
+    assert_eq!(x.row(0), [1, 4, 2, 2]);
 }
 
 /// A `.npy` file of version 1.0.

@@ -4,7 +4,7 @@ use super::{DeviceArgs, ModelArgs, say};
 use clap::Args;
 use recurve::backend::{Part, Parts};
 use recurve::checkpoint::Checkpoint;
-use recurve::data::{self, Examples, Words};
+use recurve::data::{self, Examples};
 use recurve::metrics::{self, Report};
 use recurve::{Error, Result};
 use serde::Serialize;
@@ -96,18 +96,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
 
 /// The test part of what the model was trained on.
 fn test_part(checkpoint: &Checkpoint) -> Result<(String, Examples)> {
-    let vocabulary = match &checkpoint.encoding.words {
-        Words::Known(vocabulary) => Some(vocabulary.clone()),
-        Words::ImdbIndex | Words::Prepared => None,
-    };
-    let dataset = data::load(&checkpoint.data, vocabulary)?;
-    if dataset.sha256 != checkpoint.data_sha256 {
-        return Err(Error::Failed(format!(
-            "the data ({}) has changed since the model was trained on it, so its test part is not the model's any \
-             more; name a labelled file to measure instead",
-            dataset.description
-        )));
-    }
+    let dataset = checkpoint.dataset()?;
     let examples = dataset.test.ok_or_else(|| {
         Error::usage("DATA", "the model's data has no test part; name a labelled file to measure")
     })?;

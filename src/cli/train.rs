@@ -170,6 +170,15 @@ pub fn run(args: &TrainArgs, given: &Given) -> Result<()> {
             format!("{} must end in .safetensors, the format of model files", save.display()),
         ));
     }
+    for (flag, path) in [("--save", &args.save), ("--report", &args.report)] {
+        let folder = path.as_ref().and_then(|path| path.parent()).filter(|f| !f.as_os_str().is_empty());
+        if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
+            return Err(Error::usage(
+                flag,
+                format!("there is no folder {}; make it first", folder.display()),
+            ));
+        }
+    }
     let mut engine = args.device.engine()?;
     let info = engine.info();
 
@@ -217,6 +226,7 @@ pub fn run(args: &TrainArgs, given: &Given) -> Result<()> {
         begun,
         load_seconds,
         first_step: checkpoint.state.t,
+        train_seconds: 0.0,
         progress: Progress::new(),
     };
     let outcome = train(engine.as_mut(), &mut checkpoint, &dataset, &mut watcher);
@@ -232,6 +242,10 @@ pub fn run(args: &TrainArgs, given: &Given) -> Result<()> {
     watcher.write_report(&checkpoint, Some(outcome.ending))?;
     if outcome.ending == Ending::Interrupted {
         return Err(Error::Interrupted { saved: Some(watcher.run.last()) });
+    }
+    if !watcher.run.last().is_file() {
+        // All epochs had been done before.
+        checkpoint.save(&watcher.run.last())?;
     }
     if let Some(save) = &args.save {
         checkpoint.save(save)?;
@@ -408,21 +422,7 @@ fn resume(args: &TrainArgs, given: &Given, path: &Path) -> Result<(Checkpoint, D
     if given.has("patience") {
         checkpoint.options.patience = asked.patience;
     }
-    let vocabulary = match &checkpoint.encoding.words {
-        Words::Known(vocabulary) => Some(vocabulary.clone()),
-        Words::ImdbIndex | Words::Prepared => None,
-    };
-    let dataset = data::load(&checkpoint.data, vocabulary)?;
-    if dataset.sha256 != checkpoint.data_sha256 {
-        return Err(Error::Failed(format!(
-            "{}: the data ({}) is not what this model was trained on: SHA-256 {} instead of {}. Put the data back, or \
-             start from its weights with --init",
-            path.display(),
-            dataset.description,
-            dataset.sha256,
-            checkpoint.data_sha256
-        )));
-    }
+    let dataset = checkpoint.dataset()?;
     Ok((checkpoint, dataset))
 }
 
@@ -463,6 +463,8 @@ struct Watcher<'a> {
     begun: Instant,
     load_seconds: f64,
     first_step: u64,
+    /// Of this call's epochs.
+    train_seconds: f64,
     progress: Progress,
 }
 
@@ -501,7 +503,7 @@ impl Watcher<'_> {
     }
 
     fn summary(&self, checkpoint: &Checkpoint, ending: Ending) -> Result<()> {
-        let seconds: f64 = self.epochs.iter().filter_map(|epoch| epoch.train_seconds).sum();
+        let seconds = self.train_seconds;
         let steps = checkpoint.state.t - self.first_step;
         let mut line = format!("Trained {steps} steps in {seconds:.2} s");
         if seconds > 0.0 {
@@ -516,7 +518,9 @@ impl Watcher<'_> {
             let by = if best.validation_loss.is_some() { "validation" } else { "training" };
             say(format!("Best by {by} loss: {}", epoch_line(best)))?;
         }
-        say(format!("Model: {}  Report: {}", self.run.best().display(), self.run.report().display()))?;
+        // Where a training went on in a new folder, the best epoch's model may lie in the old one.
+        let model = Some(self.run.best()).filter(|best| best.is_file()).unwrap_or(self.run.last());
+        say(format!("Model: {}  Report: {}", model.display(), self.run.report().display()))?;
         if matches!(checkpoint.encoding.words, Words::Known(_)) {
             say("Try it: recurve predict \"a moving, beautifully acted film\"")?;
         }
@@ -533,6 +537,7 @@ impl Observer for Watcher<'_> {
         self.progress.clear();
         self.resumed = 0;
         let Some(metrics) = checkpoint.progress.history.last() else { return Ok(()) };
+        self.train_seconds += seconds.train_seconds;
         self.epochs.push(ReportEpoch {
             metrics: *metrics,
             train_seconds: Some(seconds.train_seconds),

@@ -5,7 +5,6 @@
 //! and is taken as it is.
 
 use super::npz::{Array, NpzArchive, Values};
-use super::pickle::Ragged;
 use super::{INDEX_FROM, OOV, START, Sequences};
 use crate::error::{Error, Result};
 use std::io::{Read, Seek};
@@ -128,7 +127,7 @@ fn inputs(x: Array, num_words: usize) -> Result<Inputs, String> {
     }
 }
 
-fn sequences(rows: &Ragged, num_words: usize) -> Result<Sequences, String> {
+fn sequences(rows: &Sequences<i64>, num_words: usize) -> Result<Sequences, String> {
     // Keras drops what is not below num_words after it has shifted, the start included.
     let num_words = i64::try_from(num_words).unwrap_or(i64::MAX);
     let keep = |id: i64| match u32::try_from(id) {

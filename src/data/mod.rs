@@ -96,28 +96,28 @@ impl Examples {
 
 /// Sequences of different lengths, end to end.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Sequences {
-    ids: Vec<u32>,
+pub struct Sequences<T = u32> {
+    values: Vec<T>,
     /// `ends[k]` is where sequence k ends; it starts where the one before ends.
     ends: Vec<usize>,
 }
 
-impl Default for Sequences {
+impl<T> Default for Sequences<T> {
     fn default() -> Self {
-        Self::new()
+        Self { values: Vec::new(), ends: Vec::new() }
     }
 }
 
-impl Sequences {
+impl<T> Sequences<T> {
     /// None yet.
     pub fn new() -> Self {
-        Self { ids: Vec::new(), ends: Vec::new() }
+        Self::default()
     }
 
     /// Appends one sequence.
-    pub fn push(&mut self, ids: impl IntoIterator<Item = u32>) {
-        self.ids.extend(ids);
-        self.ends.push(self.ids.len());
+    pub fn push(&mut self, values: impl IntoIterator<Item = T>) {
+        self.values.extend(values);
+        self.ends.push(self.values.len());
     }
 
     /// How many sequences there are.
@@ -131,21 +131,21 @@ impl Sequences {
     }
 
     /// Sequence `k`.
-    pub fn get(&self, k: usize) -> &[u32] {
+    pub fn row(&self, k: usize) -> &[T] {
         let start = if k == 0 { 0 } else { self.ends[k - 1] };
-        &self.ids[start..self.ends[k]]
+        &self.values[start..self.ends[k]]
     }
 
     /// All of them, in order.
-    pub fn iter(&self) -> impl Iterator<Item = &[u32]> {
-        (0..self.len()).map(|k| self.get(k))
+    pub fn iter(&self) -> impl Iterator<Item = &[T]> {
+        (0..self.len()).map(|k| self.row(k))
     }
 }
 
-impl<I: IntoIterator<Item = u32>> FromIterator<I> for Sequences {
+impl<T, I: IntoIterator<Item = T>> FromIterator<I> for Sequences<T> {
     fn from_iter<S: IntoIterator<Item = I>>(sequences: S) -> Self {
         let mut all = Self::new();
-        sequences.into_iter().for_each(|ids| all.push(ids));
+        sequences.into_iter().for_each(|values| all.push(values));
         all
     }
 }

@@ -9,7 +9,7 @@
 //!
 //! Memory grows with the bytes that really came out of the archive, never with a number that stands in it.
 
-use super::pickle::{self, Ragged};
+use super::{Sequences, pickle};
 use crate::error::{Error, Result};
 use crate::files;
 use std::fs::File;
@@ -39,7 +39,7 @@ pub enum Values {
     /// Floats of 4 or 8 bytes.
     Float(Vec<f64>),
     /// Pickled rows of integers.
-    Rows(Ragged),
+    Rows(Sequences<i64>),
 }
 
 /// An array of an archive.

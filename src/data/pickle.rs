@@ -14,39 +14,8 @@
 //! Memory is at most 64 times the pickle (a value takes 8 bytes; a flood of empty lists was measured at 40), time is
 //! linear: tests/hostile_npz.rs holds both to it.
 
+use super::Sequences;
 use std::fmt;
-
-/// Rows of integers of different lengths, end to end.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Ragged {
-    /// All values, row by row.
-    pub values: Vec<i64>,
-    /// `ends[k]` is where row k ends; it starts where the one before ends.
-    pub ends: Vec<usize>,
-}
-
-impl Ragged {
-    /// How many rows there are.
-    pub fn len(&self) -> usize {
-        self.ends.len()
-    }
-
-    /// True if there is none.
-    pub fn is_empty(&self) -> bool {
-        self.ends.is_empty()
-    }
-
-    /// Row `k`.
-    pub fn row(&self, k: usize) -> &[i64] {
-        let start = if k == 0 { 0 } else { self.ends[k - 1] };
-        &self.values[start..self.ends[k]]
-    }
-
-    /// All of them, in order.
-    pub fn iter(&self) -> impl Iterator<Item = &[i64]> {
-        (0..self.len()).map(|k| self.row(k))
-    }
-}
 
 /// Why a pickle was refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,7 +41,7 @@ const SAVE_AS_LISTS: &str = "save the array as lists of integers: np.save(file, 
 /// Reads the pickle of a NumPy object array whose elements are rows of integers: lists, tuples or one-dimensional
 /// integer arrays. `shape` is what the `.npy` header says: `[n]` for n rows, or `[n, m]`, which is how NumPy stores
 /// rows that happen to be equally long.
-pub fn read(bytes: &[u8], shape: &[usize]) -> Result<Ragged, Fault> {
+pub fn read(bytes: &[u8], shape: &[usize]) -> Result<Sequences<i64>, Fault> {
     if u32::try_from(bytes.len()).is_err() {
         return Err(refuse(None, "the pickle is longer than 4 GiB, which is not read; split the array"));
     }
@@ -768,7 +737,7 @@ impl<'a> Machine<'a> {
     }
 
     /// Writes out the rows of the finished object.
-    fn rows(&self, top: Value, shape: &[usize]) -> Result<Ragged, Fault> {
+    fn rows(&self, top: Value, shape: &[usize]) -> Result<Sequences<i64>, Fault> {
         let Some((array, DType { kind: Kind::Object, .. })) = self.array_of(top) else {
             return Err(refuse(
                 None,
@@ -802,7 +771,7 @@ impl<'a> Machine<'a> {
             // Rows of equal length, which NumPy turned into a matrix of objects.
             [n, width] if width > 0 => {
                 let mut rows =
-                    Ragged { values: Vec::with_capacity(items.len()), ends: Vec::with_capacity(n) };
+                    Sequences { values: Vec::with_capacity(items.len()), ends: Vec::with_capacity(n) };
                 for (row, items) in items.chunks_exact(width).enumerate() {
                     self.push_row(row, items, &mut rows.values)?;
                     rows.ends.push(rows.values.len());
@@ -816,7 +785,7 @@ impl<'a> Machine<'a> {
         }
     }
 
-    fn ragged(&self, items: &[Value]) -> Result<Ragged, Fault> {
+    fn ragged(&self, items: &[Value]) -> Result<Sequences<i64>, Fault> {
         // Counted before anything is written: rows may be one and the same list, named again and again.
         let mut total = 0usize;
         for (row, &item) in items.iter().enumerate() {
@@ -840,7 +809,7 @@ impl<'a> Machine<'a> {
                 )
             })?;
         }
-        let mut rows = Ragged { values: Vec::with_capacity(total), ends: Vec::with_capacity(items.len()) };
+        let mut rows = Sequences { values: Vec::with_capacity(total), ends: Vec::with_capacity(items.len()) };
         for (row, &item) in items.iter().enumerate() {
             match self.array_of(item) {
                 Some((array, dtype)) if dtype.kind != Kind::Object => {

@@ -8,12 +8,14 @@ use recurve::checkpoint::Checkpoint;
 use recurve::data::{self, DataOptions, Source};
 use recurve::model::{Model, ModelConfig};
 use recurve::train::{TrainOptions, train};
+use std::io::Write;
 use std::path::Path;
 
 #[test]
 fn the_first_epoch_is_the_reference_programs() {
     let Some(folder) = std::env::var_os("RECURVE_IMDB") else {
-        println!("NOT RUN: RECURVE_IMDB is not set, so there is no IMDB set to train on");
+        // Past the test harness, which keeps what a passing test prints: a test that did not run must not look passed.
+        let _ = writeln!(std::io::stderr(), "NOT RUN: {} needs RECURVE_IMDB", module_path!());
         return;
     };
     let source = Source::File(Path::new(&folder).join("imdb.npz"));
@@ -28,7 +30,7 @@ fn the_first_epoch_is_the_reference_programs() {
     println!("executed by: {:?}", engine.info());
     train(engine.as_mut(), &mut checkpoint, &dataset, &mut ()).unwrap();
     let epoch = checkpoint.progress.history[0];
-    println!("on the real IMDB set: {epoch:?}");
+    let _ = writeln!(std::io::stderr(), "on the real IMDB set, {}: {epoch:?}", engine.info().executed);
     // Three PyTorch seeds gave .499–.504 and .791–.792, Keras .4993 and .7930; one seed of ours may lie a little
     // outside of their range, a wrong gradient far.
     assert!((0.490..0.515).contains(&epoch.loss), "{epoch:?}");

@@ -8,6 +8,8 @@ use recurve::data::table::{self, Value};
 use recurve::data::{Encoding, Words, imdb_vocabulary};
 use recurve::metrics::argmax;
 use recurve::{Error, Result};
+use serde::Serialize;
+use std::collections::BTreeMap;
 use std::io::{BufRead, IsTerminal};
 use std::path::PathBuf;
 
@@ -46,6 +48,22 @@ pub fn encoding(checkpoint: &Checkpoint) -> Result<Encoding> {
     Ok(encoding)
 }
 
+/// One line of `--json`.
+#[derive(Serialize)]
+struct Answer<'a> {
+    text: &'a str,
+    label: &'a str,
+    probabilities: BTreeMap<&'a str, f64>,
+}
+
+/// The f64 that is written with an f32's digits: 0.1 and not 0.10000000149011612.
+fn short(p: f32) -> f64 {
+    match Value::from(p) {
+        Value::Number(number) => number,
+        Value::Text(_) => f64::from(p),
+    }
+}
+
 struct Predictor {
     engine: Box<dyn Engine>,
     encoding: Encoding,
@@ -67,9 +85,12 @@ impl Predictor {
         if !json {
             return say(format!("{}  {:.4}  {text}", self.classes[best], probabilities[best]));
         }
-        let by_class: serde_json::Map<String, serde_json::Value> =
-            self.classes.iter().cloned().zip(probabilities.iter().map(|&p| p.into())).collect();
-        say(serde_json::json!({ "text": text, "label": self.classes[best], "probabilities": by_class }))
+        let probabilities =
+            self.classes.iter().zip(&probabilities).map(|(class, &p)| (class.as_str(), short(p)));
+        let answer = Answer { text, label: &self.classes[best], probabilities: probabilities.collect() };
+        let json = serde_json::to_string(&answer)
+            .map_err(|error| Error::Failed(format!("the answer cannot be written as JSON: {error}")))?;
+        say(json)
     }
 }
 

@@ -216,7 +216,7 @@ pub fn run(args: &TrainArgs, given: &Given) -> Result<()> {
     let load_seconds = begun.elapsed().as_secs_f64();
     let mut watcher = Watcher {
         epochs_total: checkpoint.options.epochs,
-        resumed: checkpoint.progress.metrics.batches,
+        resumed: checkpoint.progress.metrics,
         epochs: earlier_epochs(&run.report(), &checkpoint),
         run,
         args,
@@ -227,6 +227,7 @@ pub fn run(args: &TrainArgs, given: &Given) -> Result<()> {
         load_seconds,
         first_step: checkpoint.state.t,
         train_seconds: 0.0,
+        examples: 0,
         progress: Progress::new(),
     };
     let outcome = train(engine.as_mut(), &mut checkpoint, &dataset, &mut watcher);
@@ -452,8 +453,8 @@ fn earlier_epochs(report: &Path, checkpoint: &Checkpoint) -> Vec<ReportEpoch> {
 /// Prints, saves, reports, and heeds Ctrl-C.
 struct Watcher<'a> {
     epochs_total: u32,
-    /// Batches of the first epoch that an earlier call has done.
-    resumed: u64,
+    /// What an earlier call has done of the first epoch.
+    resumed: Metrics,
     epochs: Vec<ReportEpoch>,
     run: Run,
     args: &'a TrainArgs,
@@ -465,6 +466,8 @@ struct Watcher<'a> {
     first_step: u64,
     /// Of this call's epochs.
     train_seconds: f64,
+    /// Rows that this call has trained on.
+    examples: u64,
     progress: Progress,
 }
 
@@ -507,8 +510,7 @@ impl Watcher<'_> {
         let steps = checkpoint.state.t - self.first_step;
         let mut line = format!("Trained {steps} steps in {seconds:.2} s");
         if seconds > 0.0 {
-            let examples = steps as f64 * checkpoint.options.batch_size as f64;
-            line += &format!(" (about {:.0} examples/s)", examples / seconds);
+            line += &format!(" ({:.0} examples/s)", self.examples as f64 / seconds);
         }
         if ending == Ending::Patience {
             line += "; stopped early, the validation loss no longer fell";
@@ -522,7 +524,11 @@ impl Watcher<'_> {
         let model = Some(self.run.best()).filter(|best| best.is_file()).unwrap_or(self.run.last());
         say(format!("Model: {}  Report: {}", model.display(), self.run.report().display()))?;
         if matches!(checkpoint.encoding.words, Words::Known(_)) {
-            say("Try it: recurve predict \"a moving, beautifully acted film\"")?;
+            let example = match self.dataset.options.source {
+                Source::File(_) => "some text",
+                _ => "a moving, beautifully acted film",
+            };
+            say(format!("Try it: recurve predict {example:?}"))?;
         }
         Ok(())
     }
@@ -530,12 +536,13 @@ impl Watcher<'_> {
 
 impl Observer for Watcher<'_> {
     fn batches(&mut self, epoch: u32, metrics: &Metrics, of: u64, elapsed: Duration) {
-        self.progress.batches(epoch, self.epochs_total, metrics, of, elapsed, self.resumed);
+        self.progress.batches(epoch, self.epochs_total, metrics, of, elapsed, self.resumed.batches);
     }
 
     fn epoch(&mut self, checkpoint: &Checkpoint, seconds: EpochSeconds, best: bool) -> Result<()> {
         self.progress.clear();
-        self.resumed = 0;
+        let earlier = std::mem::take(&mut self.resumed).examples;
+        self.examples += (self.dataset.train.rows() as u64).saturating_sub(earlier);
         let Some(metrics) = checkpoint.progress.history.last() else { return Ok(()) };
         self.train_seconds += seconds.train_seconds;
         self.epochs.push(ReportEpoch {

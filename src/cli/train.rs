@@ -519,6 +519,11 @@ impl Watcher<'_> {
         if let Some(best) = best_epoch(&checkpoint.progress.history) {
             let by = if best.validation_loss.is_some() { "validation" } else { "training" };
             say(format!("Best by {by} loss: {}", epoch_line(best)))?;
+            if best.validation_loss.is_none() {
+                say(
+                    "To keep the epoch that does best on new text, hold rows out: --validation-fraction 0.1",
+                )?;
+            }
         }
         // Where a training went on in a new folder, the best epoch's model may lie in the old one.
         let model = Some(self.run.best()).filter(|best| best.is_file()).unwrap_or(self.run.last());

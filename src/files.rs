@@ -40,6 +40,15 @@ pub fn write_atomically(path: &Path, write: impl FnOnce(&mut BufWriter<File>) ->
     Ok(())
 }
 
+/// True if a killed [`write_atomically`] of `file` may have left `name`.
+pub fn is_leftover(name: &str, file: &str) -> bool {
+    let number = name
+        .strip_prefix('.')
+        .and_then(|rest| rest.strip_prefix(file))
+        .and_then(|rest| rest.strip_prefix('.')?.strip_suffix(".tmp"));
+    number.is_some_and(|number| !number.is_empty() && number.bytes().all(|digit| digit.is_ascii_digit()))
+}
+
 /// [`write_atomically`] for bytes at hand.
 pub fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
     write_atomically(path, |out| out.write_all(bytes).map_err(Error::io(path, "write")))

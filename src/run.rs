@@ -1,6 +1,7 @@
 //! Run folders: `runs/<number>-<data>/` with the best and the last model and a report.
 
 use crate::error::{Error, Result};
+use crate::files;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -56,6 +57,20 @@ impl Run {
             "there is no trained model in {}; train one with `recurve train`, or name one with --model",
             runs.display()
         )))
+    }
+
+    /// Removes what a process that was killed while it wrote has left beside the files. Nothing else may be training
+    /// in the folder.
+    pub fn remove_leftovers(&self) -> Result<()> {
+        for entry in fs::read_dir(&self.folder).map_err(Error::io(&self.folder, "read"))? {
+            let entry = entry.map_err(Error::io(&self.folder, "read"))?;
+            let name = entry.file_name();
+            let Some(name) = name.to_str() else { continue };
+            if [BEST, LAST, REPORT].iter().any(|file| files::is_leftover(name, file)) {
+                fs::remove_file(entry.path()).map_err(Error::io(entry.path(), "remove"))?;
+            }
+        }
+        Ok(())
     }
 
     /// Its folder.
@@ -121,6 +136,10 @@ mod tests {
         assert_eq!(Run::newest_model(&runs).unwrap(), eleventh.last());
         fs::write(eleventh.best(), b"").unwrap();
         assert_eq!(Run::newest_model(&runs).unwrap(), eleventh.best());
+        fs::write(eleventh.folder().join(".last.safetensors.77.tmp"), b"half").unwrap();
+        fs::write(eleventh.folder().join(".last.safetensors.mine.tmp"), b"not ours").unwrap();
+        eleventh.remove_leftovers().unwrap();
+        assert_eq!(fs::read_dir(eleventh.folder()).unwrap().count(), 3);
         assert_eq!(Run::of_model(&eleventh.last()), Some(eleventh));
         assert_eq!(Run::of_model(Path::new("model.safetensors")), None);
     }

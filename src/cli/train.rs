@@ -209,7 +209,10 @@ pub fn run(args: &TrainArgs, given: &Given) -> Result<()> {
     }
 
     let run = match args.resume.as_deref().and_then(Run::of_model) {
-        Some(run) => run,
+        Some(run) => {
+            run.remove_leftovers()?;
+            run
+        }
         None => Run::create(&args.runs, &dataset.name)?,
     };
     super::heed_ctrl_c()?;

@@ -6,7 +6,7 @@
 //! | [`data`] | files in, padded ids out: NumPy archives, raw text, the embedded set, shuffling |
 //! | [`model`] | shapes, the table of parameters over one flat arena, initialisers, the step composed of operations |
 //! | [`backend`] | the two traits ([`backend::Ops`], [`backend::Engine`]) and what stands behind them |
-//! | [`train`] | the epoch loop |
+//! | [`train`](mod@train) | the epoch loop; [`options`]: what a user chooses of it |
 //! | [`checkpoint`] | model files |
 //! | [`metrics`] | loss, accuracy, confusion matrix, AUC |
 //!
@@ -28,6 +28,7 @@ pub mod error;
 pub mod files;
 pub mod metrics;
 pub mod model;
+pub mod options;
 pub mod rng;
 pub mod run;
 pub mod train;

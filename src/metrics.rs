@@ -41,6 +41,26 @@ impl Metrics {
     }
 }
 
+/// The figures of one epoch. Accuracies are fractions.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EpochMetrics {
+    /// 1-based.
+    pub epoch: u32,
+    /// Mean of the batch losses while training.
+    pub loss: f64,
+    /// Share of training rows classified rightly, each before its batch's step.
+    pub accuracy: f64,
+    /// After the epoch, where there is a validation part.
+    pub validation_loss: Option<f64>,
+    /// After the epoch, where there is a validation part.
+    pub validation_accuracy: Option<f64>,
+    /// After the epoch, where there is a test part.
+    pub test_loss: Option<f64>,
+    /// After the epoch, where there is a test part.
+    pub test_accuracy: Option<f64>,
+}
+
 /// How well a class is told apart.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ClassReport {

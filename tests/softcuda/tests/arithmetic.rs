@@ -128,6 +128,12 @@ fn floats_round_once() {
     assert_eq!(float("mul.ftz.f32 %f8, %f1, %f2;", 1e-30, 1e-10, 0.0), 0.0);
     assert_eq!(float("sub.f32 %f8, %f1, %f2;", f32::INFINITY, f32::INFINITY, 0.0).to_bits(), 0x7fff_ffff);
     assert_eq!(float("add.sat.f32 %f8, %f1, %f2;", f32::NAN, 1.0, 0.0), 0.0);
+    // Directed rounding, with an error far below the last place.
+    let tiny = 1e-30f32;
+    assert_eq!(float("add.rm.f32 %f8, %f1, %f2;", 1.0, -tiny, 0.0), 1f32.next_down());
+    assert_eq!(float("add.rz.f32 %f8, %f1, %f2;", -1.0, tiny, 0.0), (-1f32).next_up());
+    assert_eq!(float("fma.rp.f32 %f8, %f1, %f2, %f3;", 3.0, 5.0, tiny), 15f32.next_up());
+    assert_eq!(float("mul.rz.f32 %f8, %f1, %f2;", a, a, 0.0), 1.0 + 2.0 * f32::EPSILON);
     assert_eq!(float("ex2.approx.f32 %f8, %f1;", 3.0, 0.0, 0.0), 8.0);
     assert_eq!(float("add.f32 %f8, %f1, 0f3F800000;", 2.0, 0.0, 0.0), 3.0);
 }

@@ -168,11 +168,13 @@ fn what_it_does_not_know_is_refused_at_load_with_its_line() {
     };
     for body in [
         "frobnicate.b32 %r1, %r2;",
-        "add.rz.f32 %r1, %r1, %r1;",
+        "div.rz.f32 %r1, %r1, %r1;",
         "bra nowhere;",
         "mov.u32 %q1, 3;",
         "ld.global.u32 %r1, [missing];",
         "call helper;",
+        "bar.red.popc.u32 %r1, 0, %p1;",
+        "match.any.sync.b32 %r1, %r2, -1;",
     ] {
         match Device::new().load_module(&module(body)) {
             Err(Error::Ptx { line: 7, text, .. }) => assert_eq!(text, body),
@@ -182,4 +184,16 @@ fn what_it_does_not_know_is_refused_at_load_with_its_line() {
     for text in ["{", ".visible .entry k(", ".version", "\"open", ".global .b8 x[4] = {1,2,3,4,5};"] {
         assert!(matches!(Device::new().load_module(text), Err(Error::Ptx { .. })), "{text}");
     }
+}
+
+#[test]
+fn a_shuffle_and_a_vote_that_wait_for_each_other() {
+    let ptx = ".version 8.1\n.target sm_75\n.address_size 64\n.visible .entry k()\n{\n.reg .pred %p<3>;\n.reg .b32 %r<4>;\nmov.u32 %r1, %tid.x;\n\
+               setp.lt.u32 %p1, %r1, 16;\n@%p1 bra L;\nvote.sync.any.pred %p2, %p1, -1;\nbra M;\nL:\n\
+               shfl.sync.bfly.b32 %r2|%p2, %r1, 1, 31, -1;\nM:\nret;\n}\n";
+    let mut g = Gpu::new(ptx);
+    let e = g.launch("k", Shape::linear(1, 32), &[]).unwrap_err();
+    let f = e.fault().unwrap();
+    assert_eq!(f.kind, FaultKind::Divergence, "{f}");
+    assert!(f.text.starts_with("shfl.sync") || f.text.starts_with("vote.sync"), "{f}");
 }

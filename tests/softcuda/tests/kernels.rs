@@ -216,6 +216,88 @@ fn local_memory_is_each_threads_own() {
     assert_eq!(g.get32(out, 40), want);
 }
 
+#[test]
+fn library_functions_come_near_the_hosts() {
+    let mut g = Gpu::new(WIDE);
+    let x: Vec<f32> = noise(99, 11).iter().map(|v| v * 4.0).collect();
+    let (dx, out) = (g.put(&x[..]), g.empty(4 * 99));
+    g.ok("math", Shape::linear(2, 64), &[&out, &dx, &99i32]);
+    let erf = |x: f64| {
+        // The series, enough for |x| <= 4.
+        let (mut term, mut sum) = (x, x);
+        for n in 1..120 {
+            term *= -x * x / f64::from(n);
+            sum += term / f64::from(2 * n + 1);
+        }
+        sum * 2.0 / std::f64::consts::PI.sqrt()
+    };
+    for (i, got) in g.get32(out, 99).into_iter().enumerate() {
+        let v = f64::from(x[i]);
+        let a = v.abs();
+        let want = 2.0 * v.exp()
+            + (a + 1.0).ln()
+            + v.tanh()
+            + a.sqrt()
+            + (a + 0.5).powf(1.5)
+            + erf(v)
+            + 1.0 / (v * v + 1.0).sqrt()
+            + v.floor()
+            + v.ceil()
+            + v.round()
+            + v.trunc()
+            + v % f64::from(0.3f32)
+            + 2.0 * (v * v + 1.0).ln()
+            + v / 3.0
+            + 1f64.copysign(v)
+            + v.sin()
+            + v.cos()
+            + 1.0 / f64::from(x[i] + 3.0)
+            + (v - 0.1).max(0.0)
+            + v.cbrt()
+            + v.clamp(0.0, 1.0);
+        // Some twenty functions, each within a few units of the last place of the largest term.
+        let got = f64::from(f32::from_bits(got));
+        assert!((got - want).abs() <= 3e-6 * (1.0 + want.abs() + 2.0 * v.exp()), "{v}: {got} {want}");
+    }
+    let x: Vec<f64> = x.iter().map(|v| f64::from(*v)).collect();
+    let (dx, out) = (g.put(&x[..]), g.empty(8 * 99));
+    g.ok("math64", Shape::linear(2, 64), &[&out, &dx, &99i32]);
+    let mut raw = [0; 8 * 99];
+    g.dev.read(out, &mut raw).unwrap();
+    for (v, got) in x.iter().zip(raw.chunks(8)) {
+        let got = f64::from_le_bytes(got.try_into().unwrap());
+        let want = v.exp()
+            + (v.abs() + 1.0).ln()
+            + v.tanh()
+            + v.abs().sqrt()
+            + v.floor()
+            + 1.0 / (v + 3.0)
+            + v.mul_add(*v, 1.0)
+            + f64::from(*v as f32)
+            + v.trunc();
+        assert!((got - want).abs() <= 1e-13 * (1.0 + want.abs() + v.exp()), "{v}: {got} {want}");
+    }
+}
+
+#[test]
+fn votes_atomics_and_bytes_in_shared_memory() {
+    let mut g = Gpu::new(WIDE);
+    let (f, u, w) = (g.put(&[0f32, 0.0][..]), g.put(&[0u32; 4][..]), g.put(&[5u64][..]));
+    // The kernel writes 64 words behind the four: too few is caught, enough is not.
+    assert!(g.launch("collectives", Shape::linear(1, 64), &[&f, &u, &w]).is_err());
+    let (f, u, w) = (g.put(&[0f32, 0.0][..]), g.put(&[0u32; 68][..]), g.put(&[5u64][..]));
+    g.ok("collectives", Shape::linear(1, 64), &[&f, &u, &w]);
+    assert_eq!(g.get32(f, 2), bits(&[64.0, 64.0]));
+    assert_eq!(g.get32(w, 1), [133]);
+    let got = g.get32(u, 68);
+    assert_eq!(got[..4], [63, -63i32 as u32, 7, 9]);
+    for t in 0..64u32 {
+        let any = u32::from(t >= 32);
+        let want = (((63 - t) * 3) & 0xff) + (t & 31) * 1000 + any + 2 + ((t & !7) + 3) * 100_000;
+        assert_eq!(got[4 + t as usize], want, "thread {t}");
+    }
+}
+
 /// Prints the speed of the interpreter; `cargo test -p softcuda --release -- --nocapture speed` for the figure.
 #[test]
 fn speed_of_arithmetic() {

@@ -197,6 +197,9 @@ macro_rules! flt2 {
     };
 }
 
+/// 1 as an f32's bits.
+const ONE: u64 = 0x3f80_0000;
+
 fn f32_of(x: u64) -> f32 {
     f32::from_bits(x as u32)
 }
@@ -252,6 +255,20 @@ pub fn unary(name: &str, mods: &[&str], ty: Ty) -> Option<F1> {
     let approx = mods.contains(&"approx");
     // Integer forms take no modifiers; float forms only those listed.
     let ok = |allowed: &[&str]| mods.iter().all(|m| allowed.contains(m));
+    if name == "bfind" {
+        let shift = mods == ["shiftamt"];
+        return Some(match ty {
+            Ty::U32 if shift => f1!(|a| u64::from((a as u32).checked_ilog2().map_or(u32::MAX, |b| 31 - b))),
+            Ty::U32 if ok(&[]) => f1!(|a| u64::from((a as u32).checked_ilog2().unwrap_or(u32::MAX))),
+            // Of a signed value: the highest bit that differs from its sign.
+            Ty::S32 if ok(&[]) => f1!(|a| u64::from(
+                ((a as i32) ^ ((a as i32) >> 31)).cast_unsigned().checked_ilog2().unwrap_or(u32::MAX)
+            )),
+            Ty::U64 if shift => f1!(|a| u64::from(a.checked_ilog2().map_or(u32::MAX, |b| 63 - b))),
+            Ty::U64 if ok(&[]) => f1!(|a| u64::from(a.checked_ilog2().unwrap_or(u32::MAX))),
+            _ => return None,
+        });
+    }
     if !ty.is_float() {
         if !ok(&[]) {
             return None;
@@ -331,6 +348,27 @@ pub fn binary(name: &str, mods: &[&str], ty: Ty) -> Option<F2> {
                     ("mul", false) => f2!(|a, b| of_f32(saturate(f32_of(a) * f32_of(b)))),
                     _ => return None,
                 }
+            }
+            "add" if ty == Ty::F32 && mods == ["rz"] => f2!(|a, b| fma_directed(a, ONE, b, Round::Zero)),
+            "sub" if ty == Ty::F32 && mods == ["rz"] => {
+                f2!(|a, b| fma_directed(a, ONE, b ^ 0x8000_0000, Round::Zero))
+            }
+            "mul" if ty == Ty::F32 && mods == ["rz"] => {
+                f2!(|a, b| fma_directed(a, b, (a ^ b) & 0x8000_0000, Round::Zero))
+            }
+            "add" if ty == Ty::F32 && mods == ["rm"] => f2!(|a, b| fma_directed(a, ONE, b, Round::Down)),
+            "sub" if ty == Ty::F32 && mods == ["rm"] => {
+                f2!(|a, b| fma_directed(a, ONE, b ^ 0x8000_0000, Round::Down))
+            }
+            "mul" if ty == Ty::F32 && mods == ["rm"] => {
+                f2!(|a, b| fma_directed(a, b, (a ^ b) & 0x8000_0000, Round::Down))
+            }
+            "add" if ty == Ty::F32 && mods == ["rp"] => f2!(|a, b| fma_directed(a, ONE, b, Round::Up)),
+            "sub" if ty == Ty::F32 && mods == ["rp"] => {
+                f2!(|a, b| fma_directed(a, ONE, b ^ 0x8000_0000, Round::Up))
+            }
+            "mul" if ty == Ty::F32 && mods == ["rp"] => {
+                f2!(|a, b| fma_directed(a, b, (a ^ b) & 0x8000_0000, Round::Up))
             }
             "add" if ok(&["rn", "ftz"]) => flt2!(ty, ftz, |a, b| a + b),
             "sub" if ok(&["rn", "ftz"]) => flt2!(ty, ftz, |a, b| a - b),
@@ -413,6 +451,32 @@ fn fma32(a: u64, b: u64, c: u64) -> f32 {
     f32_of(a).mul_add(f32_of(b), f32_of(c))
 }
 
+/// `a * b + c` rounded once in a given direction. The product is exact in f64 and the sum's error is known, so the direction can be kept.
+fn fma_directed(a: u64, b: u64, c: u64, round: Round) -> u64 {
+    let (p, c) = (f64::from(f32_of(a)) * f64::from(f32_of(b)), f64::from(f32_of(c)));
+    let s = p + c;
+    if !s.is_finite() {
+        return of_f32(s as f32);
+    }
+    let t = s - p;
+    let err = (p - (s - t)) + (c - t);
+    if s == 0.0 && round == Round::Down && p != 0.0 {
+        return of_f32(-0.0);
+    }
+    let y = narrow(s, round, 23, -126, 127);
+    let f = y as f32;
+    if y != s || err == 0.0 {
+        return of_f32(f);
+    }
+    of_f32(match round {
+        Round::Down if err < 0.0 => f.next_down(),
+        Round::Up if err > 0.0 => f.next_up(),
+        Round::Zero if s > 0.0 && err < 0.0 => f.next_down(),
+        Round::Zero if s < 0.0 && err > 0.0 => f.next_up(),
+        _ => f,
+    })
+}
+
 fn bfe(a: u64, b: u64, c: u64, bits: u32, signed: bool) -> u64 {
     let (pos, len) = ((b & 0xff) as u32, (c & 0xff) as u32);
     // The sign bit is that of the field, or of the value where the field runs past it.
@@ -465,6 +529,9 @@ pub fn ternary(name: &str, mods: &[&str], ty: Ty) -> Option<F3> {
         ("fma" | "mad", ["rn", "ftz"], Ty::F32) => {
             f3!(|a, b, c| of_f32(flush(flush(f32_of(a)).mul_add(flush(f32_of(b)), flush(f32_of(c))))))
         }
+        ("fma", ["rz"], Ty::F32) => f3!(|a, b, c| fma_directed(a, b, c, Round::Zero)),
+        ("fma", ["rm"], Ty::F32) => f3!(|a, b, c| fma_directed(a, b, c, Round::Down)),
+        ("fma", ["rp"], Ty::F32) => f3!(|a, b, c| fma_directed(a, b, c, Round::Up)),
         ("fma", ["rn", "sat"], Ty::F32) => f3!(|a, b, c| of_f32(saturate(fma32(a, b, c)))),
         ("fma" | "mad", ["rn"], Ty::F64) => {
             f3!(|a, b, c| f64::from_bits(a).mul_add(f64::from_bits(b), f64::from_bits(c)).to_bits())

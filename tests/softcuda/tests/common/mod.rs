@@ -6,6 +6,7 @@ use softcuda::{Device, Error, Module, Shape, Stats};
 pub const BASIC: &str = include_str!("../../kernels/basic.ptx");
 pub const LSTM: &str = include_str!("../../kernels/lstm.ptx");
 pub const FLOW: &str = include_str!("../../kernels/flow.ptx");
+pub const WIDE: &str = include_str!("../../kernels/wide.ptx");
 pub const FAULTS: &str = include_str!("../../kernels/faults.ptx");
 
 pub trait Bytes {

@@ -173,6 +173,7 @@ fn what_it_does_not_know_is_refused_at_load_with_its_line() {
         "mov.u32 %q1, 3;",
         "ld.global.u32 %r1, [missing];",
         "call helper;",
+        "cvta %r1, %r2;",
         "bar.red.popc.u32 %r1, 0, %p1;",
         "match.any.sync.b32 %r1, %r2, -1;",
     ] {

@@ -522,7 +522,7 @@ impl<'a> Decoder<'a> {
                 let (d, _) = self.dst(&args[0])?;
                 self.emit(g, Op::ActiveMask { d });
             }
-            "cvta" if want(2) => {
+            "cvta" if want(2) && mods.len() >= 2 => {
                 let (d, _) = self.dst(&args[0])?;
                 let a = self.src(&args[1], Ty::U64)?;
                 let (to, space) = if mods[0] == "to" { (true, mods[1]) } else { (false, mods[0]) };
@@ -822,7 +822,7 @@ impl<'a> Decoder<'a> {
                 let bytes = ty.bytes() as u32;
                 let (d, width) = self.dst(part)?;
                 let Some((layout, offset)) = base.zip(u32::try_from(off).ok()) else { return Ok(false) };
-                if store || offset + bytes > layout.size {
+                if store || u64::from(offset) + u64::from(bytes) > u64::from(layout.size) {
                     return Err(self.err("an access outside its parameter"));
                 }
                 let a = self.fill(Fill::Param {

@@ -132,8 +132,9 @@ impl<'a> Decoder<'a> {
         if !self.shared.contains_key(&v.name) {
             let at = self.shared_end.next_multiple_of(v.align);
             self.k.shared.push((at as u32, v.size as u32));
-            self.k.shared_static =
-                (u64::from(self.k.shared_static).next_multiple_of(v.align) + v.size) as u32;
+            // More than fits is refused at launch.
+            let asked = u64::from(self.k.shared_static).next_multiple_of(v.align) + v.size;
+            self.k.shared_static = u32::try_from(asked).unwrap_or(u32::MAX);
             self.shared.insert(v.name.clone(), at);
             self.shared_end = at + v.size + RED_ZONE;
         }

@@ -1,0 +1,280 @@
+//! The device: memory, modules and launches.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+
+use crate::exec::{Block, Launch};
+use crate::fault::{Error, Fault};
+use crate::memory::Memory;
+use crate::ptx::decode::decode;
+use crate::ptx::ir::{Kernel, Var};
+use crate::ptx::parser::parse;
+
+/// Most shared memory of a block, static and dynamic, as of the devices the kernels are compiled for (compute_75).
+pub const MAX_SHARED: u32 = 64 * 1024;
+/// Shared memory of a block without opting in to more.
+pub const DEFAULT_SHARED: u32 = 48 * 1024;
+
+/// A loaded module: kernels and variables.
+#[derive(Debug)]
+pub struct Module {
+    source: String,
+    kernels: Vec<Kernel>,
+    vars: HashMap<String, (u64, u64)>,
+}
+
+impl Module {
+    /// The kernel of this name.
+    pub fn kernel(&self, name: &str) -> Option<&Kernel> {
+        self.kernels.iter().find(|k| k.name == name)
+    }
+
+    /// Names of the kernels.
+    pub fn kernels(&self) -> impl Iterator<Item = &str> {
+        self.kernels.iter().map(|k| k.name.as_str())
+    }
+
+    /// Address and size of a module-scope variable.
+    pub fn global(&self, name: &str) -> Option<(u64, u64)> {
+        self.vars.get(name).copied()
+    }
+}
+
+/// The shape of a launch.
+#[derive(Debug, Clone, Copy)]
+pub struct Shape {
+    /// Blocks along each axis.
+    pub grid: [u32; 3],
+    /// Threads of a block along each axis.
+    pub block: [u32; 3],
+    /// Bytes of dynamic shared memory.
+    pub dynamic_shared: u32,
+}
+
+impl Shape {
+    /// `blocks` blocks of `threads` threads along x, without dynamic shared memory.
+    pub fn linear(blocks: u32, threads: u32) -> Self {
+        Shape { grid: [blocks, 1, 1], block: [threads, 1, 1], dynamic_shared: 0 }
+    }
+}
+
+/// What a launch did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stats {
+    /// Instructions times the lanes that executed them.
+    pub lane_instructions: u64,
+}
+
+/// A software CUDA device.
+#[derive(Debug)]
+pub struct Device {
+    memory: Memory,
+    /// Host threads that execute blocks.
+    pub threads: usize,
+    /// Warp instructions one launch may execute.
+    pub budget: u64,
+    /// Shared memory a block may have.
+    pub max_shared: u32,
+}
+
+impl Default for Device {
+    fn default() -> Self {
+        Device {
+            memory: Memory::new(4 << 30),
+            threads: std::thread::available_parallelism().map_or(1, usize::from),
+            budget: 1 << 32,
+            max_shared: DEFAULT_SHARED,
+        }
+    }
+}
+
+impl Device {
+    /// A device of 4 GiB, with a host thread for every core.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// `size` bytes of memory, nothing of them written. Returns their address.
+    pub fn alloc(&mut self, size: u64) -> Result<u64, Error> {
+        self.memory.alloc(size, false)
+    }
+
+    /// Ends an allocation.
+    pub fn free(&mut self, address: u64) -> Result<(), Error> {
+        self.memory.free(address)
+    }
+
+    /// Copies `bytes` to the device.
+    pub fn write(&mut self, address: u64, bytes: &[u8]) -> Result<(), Error> {
+        self.memory.write(address, bytes)
+    }
+
+    /// Copies from the device; what nothing wrote is an error.
+    pub fn read(&self, address: u64, out: &mut [u8]) -> Result<(), Error> {
+        self.memory.read(address, out)
+    }
+
+    /// Bytes allocated, and the most that can be.
+    pub fn usage(&self) -> (u64, u64) {
+        self.memory.usage()
+    }
+
+    /// Loads PTX. Everything in it that this device cannot execute is an error here, not later.
+    pub fn load_module(&mut self, source: &str) -> Result<Module, Error> {
+        let ast = parse(source)?;
+        let mut vars = HashMap::new();
+        let placed: Vec<&Var> = ast.vars.iter().filter(|v| v.space != "shared").collect();
+        for v in placed {
+            let address = self.memory.alloc(v.size, v.space == "const")?;
+            // Variables without an initialiser are zero, as in C.
+            let mut bytes = v.init.clone();
+            bytes.resize(v.size as usize, 0);
+            self.memory.write(address, &bytes)?;
+            vars.insert(v.name.clone(), (address, v.size));
+        }
+        let symbols = vars.iter().map(|(n, (a, _))| (n.clone(), *a)).collect();
+        match decode(source, &ast, &symbols) {
+            Ok(kernels) => Ok(Module { source: source.into(), kernels, vars }),
+            Err(e) => {
+                for (address, _) in vars.values() {
+                    self.memory.free(*address)?;
+                }
+                Err(e)
+            }
+        }
+    }
+
+    /// Unloads a module: its variables are gone.
+    pub fn unload(&mut self, module: Module) -> Result<(), Error> {
+        module.vars.values().try_for_each(|(a, _)| self.memory.free(*a))
+    }
+
+    /// Runs a kernel to its end. `args` are the parameters in order, each as its bytes.
+    ///
+    /// Blocks run on several host threads. Where several blocks are at fault, the fault of the first of them is returned.
+    pub fn launch(
+        &mut self,
+        module: &Module,
+        kernel: &str,
+        shape: Shape,
+        args: &[&[u8]],
+    ) -> Result<Stats, Error> {
+        let Some(k) = module.kernel(kernel) else {
+            return Err(Error::Launch(format!("no kernel `{kernel}` in the module")));
+        };
+        let params = pack(k, args)?;
+        self.check(k, shape)?;
+        let allocs = self.memory.snapshot();
+        let launch = Launch {
+            kernel: k,
+            source: &module.source,
+            grid: shape.grid,
+            block: shape.block,
+            dynamic: shape.dynamic_shared,
+            params: &params,
+            allocs: &allocs,
+            memory: &self.memory,
+        };
+        let [gx, gy, gz] = shape.grid.map(|g| g as usize);
+        let total = gx * gy * gz;
+        let (next, first_bad) = (AtomicUsize::new(0), AtomicUsize::new(usize::MAX));
+        let (left, done) = (AtomicU64::new(self.budget), AtomicU64::new(0));
+        let worst: Mutex<Option<(usize, Fault)>> = Mutex::new(None);
+        let spend = |n: u64| left.fetch_update(Relaxed, Relaxed, |l| l.checked_sub(n)).is_ok();
+        let work = || {
+            let mut block = Block::new(&launch);
+            loop {
+                let i = next.fetch_add(1, Relaxed);
+                // Blocks before a faulty one still run: the fault that is told does not depend on the schedule.
+                if i >= total || i > first_bad.load(Relaxed) {
+                    break;
+                }
+                let id = [(i % gx) as u32, (i / gx % gy) as u32, (i / gx / gy) as u32];
+                if let Err(fault) = block.run(id, &spend) {
+                    first_bad.fetch_min(i, Relaxed);
+                    let mut worst = worst.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                    if worst.as_ref().is_none_or(|(at, _)| i < *at) {
+                        *worst = Some((i, fault));
+                    }
+                    break;
+                }
+            }
+            done.fetch_add(block.lane_instructions, Relaxed);
+        };
+        let workers = self.threads.clamp(1, total);
+        if workers == 1 {
+            work();
+        } else {
+            std::thread::scope(|s| (0..workers).for_each(|_| drop(s.spawn(work))));
+        }
+        match worst.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
+            Some((_, fault)) => Err(Error::Fault(Box::new(fault))),
+            None => Ok(Stats { lane_instructions: done.into_inner() }),
+        }
+    }
+
+    fn check(&self, k: &Kernel, shape: Shape) -> Result<(), Error> {
+        let refuse = |why: String| Err(Error::Launch(format!("kernel `{}`: {why}", k.name)));
+        let threads: u64 = shape.block.iter().map(|n| u64::from(*n)).product();
+        if shape.grid.contains(&0) || shape.block.contains(&0) {
+            return refuse(format!(
+                "grid {:?} and block {:?} must have no side of 0",
+                shape.grid, shape.block
+            ));
+        }
+        if threads > u64::from(k.max_threads)
+            || shape.block[0] > 1024
+            || shape.block[1] > 1024
+            || shape.block[2] > 64
+        {
+            return refuse(format!(
+                "a block of {:?} is {threads} threads, at most {} are allowed",
+                shape.block, k.max_threads
+            ));
+        }
+        if shape.grid[0] > i32::MAX as u32 || shape.grid[1] > 65535 || shape.grid[2] > 65535 {
+            return refuse(format!("a grid of {:?} blocks is too large", shape.grid));
+        }
+        let shared = u64::from(k.shared_static) + u64::from(shape.dynamic_shared);
+        if shared > u64::from(self.max_shared) {
+            return refuse(format!(
+                "{shared} bytes of shared memory, at most {} are allowed",
+                self.max_shared
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// The parameter block of `args`, each checked against the kernel's layout.
+fn pack(k: &Kernel, args: &[&[u8]]) -> Result<Vec<u8>, Error> {
+    if args.len() != k.params.len() {
+        return Err(Error::Launch(format!(
+            "kernel `{}` takes {} arguments, {} were given",
+            k.name,
+            k.params.len(),
+            args.len()
+        )));
+    }
+    let mut out = vec![0; k.param_bytes as usize];
+    for (i, (arg, p)) in args.iter().zip(&k.params).enumerate() {
+        if arg.len() != p.size as usize {
+            return Err(Error::Launch(format!(
+                "kernel `{}`: argument {i} has {} bytes, {} were given",
+                k.name,
+                p.size,
+                arg.len()
+            )));
+        }
+        out[p.offset as usize..(p.offset + p.size) as usize].copy_from_slice(arg);
+    }
+    Ok(out)
+}
+
+/// Modules may be shared between threads that launch them.
+const _: fn() = || {
+    fn shared<T: Send + Sync>() {}
+    shared::<Arc<Module>>();
+};

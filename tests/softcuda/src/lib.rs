@@ -1,0 +1,21 @@
+//! A software CUDA device for tests: it executes the PTX that ships, and what a GPU would let pass is a fault with its PTX line.
+//!
+//! - [`device`]: memory, modules, launches: what a program uses.
+//! - [`fault`]: every way a kernel or a call can be wrong, as values.
+//! - [`ptx`]: from PTX text to instructions over register rows; the arithmetic.
+//! - [`exec`]: blocks and warps. Lanes at the lowest pc run together.
+//! - [`memory`]: allocations, and which of their bytes were written.
+//! - [`race`]: shared-memory races by the clocks of warps.
+//!
+//! It proves what a kernel computes and that it keeps the rules; it says nothing of speed on a GPU. Approximate instructions are computed
+//! in f64 and rounded, and may differ from hardware in the last bits. The memory model is sequential: races in global memory are not found.
+
+pub mod device;
+pub mod exec;
+pub mod fault;
+pub mod memory;
+pub mod ptx;
+pub mod race;
+
+pub use device::{Device, Module, Shape, Stats};
+pub use fault::{Error, Fault, FaultKind};

@@ -1,0 +1,217 @@
+//! Global memory: allocations with their bytes and, beside them, which bytes something wrote.
+//!
+//! Addresses are 64-bit numbers that name nothing of the host. They are never given twice, and a wide gap lies behind every allocation,
+//! so that an access past its end or after its end of life finds no other.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+
+use crate::fault::{Error, FaultKind};
+
+/// Generic address of a block's shared memory.
+pub const SHARED_BASE: u64 = 0x1000_0000_0000;
+/// Generic address of a thread's local memory.
+pub const LOCAL_BASE: u64 = 0x2000_0000_0000;
+/// The first allocation's address.
+const GLOBAL_BASE: u64 = 0x7f00_0000_0000;
+/// Bytes no allocation uses, behind each.
+const GAP: u64 = 1 << 20;
+
+/// One allocation.
+#[derive(Debug)]
+pub struct Alloc {
+    /// Its first address.
+    pub base: u64,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Constant memory: kernels may not write it.
+    pub constant: bool,
+    words: Vec<AtomicU32>,
+    /// Four bits a word: which of its bytes were written.
+    valid: Vec<AtomicU8>,
+    /// Atomic operations of kernels exclude each other through this.
+    pub atomics: Mutex<()>,
+}
+
+fn spread(bits: u8) -> u32 {
+    let mut m = 0;
+    for i in 0..4 {
+        if bits >> i & 1 == 1 {
+            m |= 0xff << (8 * i);
+        }
+    }
+    m
+}
+
+impl Alloc {
+    /// Whether `len` bytes from `addr` lie in it.
+    pub fn holds(&self, addr: u64, len: u64) -> bool {
+        addr >= self.base && addr - self.base <= self.size && len <= self.size - (addr - self.base)
+    }
+
+    /// Reads up to 8 aligned bytes; false if some byte was never written. The range was checked by `holds`.
+    pub fn read(&self, addr: u64, len: u64) -> (u64, bool) {
+        let at = addr - self.base;
+        let w = (at / 4) as usize;
+        match len {
+            4 => (u64::from(self.words[w].load(Relaxed)), self.valid[w].load(Relaxed) == 0xf),
+            8 => {
+                let v =
+                    u64::from(self.words[w].load(Relaxed)) | u64::from(self.words[w + 1].load(Relaxed)) << 32;
+                (v, self.valid[w].load(Relaxed) & self.valid[w + 1].load(Relaxed) == 0xf)
+            }
+            _ => {
+                let need = ((1u8 << len) - 1) << (at % 4);
+                let v = u64::from(self.words[w].load(Relaxed)) >> (8 * (at % 4)) & ((1 << (8 * len)) - 1);
+                (v, self.valid[w].load(Relaxed) & need == need)
+            }
+        }
+    }
+
+    /// Writes up to 8 aligned bytes, or 1 to 3 inside a word.
+    pub fn write(&self, addr: u64, len: u64, v: u64) {
+        let at = addr - self.base;
+        let w = (at / 4) as usize;
+        match len {
+            4 | 8 => {
+                self.words[w].store(v as u32, Relaxed);
+                self.valid[w].store(0xf, Relaxed);
+                if len == 8 {
+                    self.words[w + 1].store((v >> 32) as u32, Relaxed);
+                    self.valid[w + 1].store(0xf, Relaxed);
+                }
+            }
+            _ => {
+                let bits = ((1u8 << len) - 1) << (at % 4);
+                let (mask, v) = (spread(bits), (v as u32) << (8 * (at % 4)));
+                // A neighbour's byte may be written by another block at this moment.
+                let _ = self.words[w].fetch_update(Relaxed, Relaxed, |old| Some(old & !mask | v & mask));
+                self.valid[w].fetch_or(bits, Relaxed);
+            }
+        }
+    }
+}
+
+/// All allocations, alive and gone.
+#[derive(Debug)]
+pub struct Memory {
+    next: u64,
+    live: BTreeMap<u64, Arc<Alloc>>,
+    freed: Vec<(u64, u64)>,
+    used: u64,
+    limit: u64,
+}
+
+impl Memory {
+    /// Memory that gives out at most `limit` bytes at once.
+    pub fn new(limit: u64) -> Self {
+        Memory { next: GLOBAL_BASE, live: BTreeMap::new(), freed: Vec::new(), used: 0, limit }
+    }
+
+    /// Bytes given out, and the most that can be.
+    pub fn usage(&self) -> (u64, u64) {
+        (self.used, self.limit)
+    }
+
+    /// A new allocation, nothing of it written.
+    pub fn alloc(&mut self, size: u64, constant: bool) -> Result<u64, Error> {
+        if size > self.limit - self.used {
+            return Err(Error::Memory(format!(
+                "{size} bytes were asked for, {} of {} are free",
+                self.limit - self.used,
+                self.limit
+            )));
+        }
+        let words = size.div_ceil(4) as usize;
+        let a = Alloc {
+            base: self.next,
+            size,
+            constant,
+            words: (0..words).map(|_| AtomicU32::new(0xcdcd_cdcd)).collect(),
+            valid: (0..words).map(|_| AtomicU8::new(0)).collect(),
+            atomics: Mutex::new(()),
+        };
+        self.next += size.next_multiple_of(256) + GAP;
+        self.used += size;
+        let base = a.base;
+        self.live.insert(base, Arc::new(a));
+        Ok(base)
+    }
+
+    /// Ends an allocation, named by its first address.
+    pub fn free(&mut self, base: u64) -> Result<(), Error> {
+        let Some(a) = self.live.remove(&base) else {
+            return Err(Error::Memory(format!("free of {base:#x}: {}", self.why(base, 1).1)));
+        };
+        self.used -= a.size;
+        self.freed.push((base, a.size));
+        Ok(())
+    }
+
+    /// The allocation that holds `len` bytes from `addr`.
+    pub fn find(&self, addr: u64, len: u64) -> Result<&Arc<Alloc>, Error> {
+        let hit = self.live.range(..=addr).next_back().map(|(_, a)| a).filter(|a| a.holds(addr, len));
+        hit.ok_or_else(|| Error::Memory(format!("{len} bytes at {addr:#x}: {}", self.why(addr, len).1)))
+    }
+
+    /// Live allocations by address.
+    pub fn snapshot(&self) -> Vec<Arc<Alloc>> {
+        self.live.values().cloned().collect()
+    }
+
+    /// Why `len` bytes at `addr` cannot be used.
+    pub fn why(&self, addr: u64, len: u64) -> (FaultKind, String) {
+        if let Some((b, s)) = self.freed.iter().find(|(b, s)| addr >= *b && addr < b + s.max(&1)) {
+            return (
+                FaultKind::UseAfterFree,
+                format!("it lies {} bytes into an allocation of {s} bytes that was freed", addr - b),
+            );
+        }
+        let near =
+            self.live.range(..=addr).next_back().map(|(_, a)| a).filter(|a| addr - a.base < a.size + GAP);
+        let why = match near {
+            Some(a) => {
+                format!("{len} bytes at offset {} of an allocation of {} bytes", addr - a.base, a.size)
+            }
+            None if addr < 4096 => "a null pointer".into(),
+            None => "no allocation lies there".into(),
+        };
+        (FaultKind::OutOfBounds, why)
+    }
+
+    /// Copies from the host. Every byte counts as written.
+    pub fn write(&self, addr: u64, bytes: &[u8]) -> Result<(), Error> {
+        let a = self.find(addr, bytes.len() as u64)?;
+        let mut at = 0;
+        while at < bytes.len() {
+            let here = addr + at as u64;
+            let n = if here.is_multiple_of(4) && bytes.len() - at >= 4 { 4 } else { 1 };
+            let mut v = [0; 8];
+            v[..n].copy_from_slice(&bytes[at..at + n]);
+            a.write(here, n as u64, u64::from_le_bytes(v));
+            at += n;
+        }
+        Ok(())
+    }
+
+    /// Copies to the host. Reading what nothing wrote is an error, as it is for a kernel.
+    pub fn read(&self, addr: u64, out: &mut [u8]) -> Result<(), Error> {
+        let a = self.find(addr, out.len() as u64)?;
+        let mut at = 0;
+        while at < out.len() {
+            let here = addr + at as u64;
+            let n = if here.is_multiple_of(4) && out.len() - at >= 4 { 4 } else { 1 };
+            let (v, valid) = a.read(here, n as u64);
+            if !valid {
+                return Err(Error::Memory(format!(
+                    "copy to the host: nothing wrote the bytes at {here:#x}, offset {}",
+                    here - a.base
+                )));
+            }
+            out[at..at + n].copy_from_slice(&v.to_le_bytes()[..n]);
+            at += n;
+        }
+        Ok(())
+    }
+}

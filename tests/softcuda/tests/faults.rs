@@ -1,0 +1,200 @@
+//! Every planted mistake is caught, with its kind, its kernel, and the line and thread it stands at.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+use common::*;
+use softcuda::{Device, Error, Fault, FaultKind, Shape};
+
+/// Launches and returns the fault; `line` must be in the text of its PTX line.
+fn caught(
+    g: &mut Gpu,
+    kernel: &str,
+    shape: Shape,
+    args: &[&dyn Bytes],
+    kind: FaultKind,
+    line: &str,
+) -> Fault {
+    let e = g.launch(kernel, shape, args).expect_err("the mistake was not caught");
+    let f = e.fault().unwrap_or_else(|| panic!("{e}")).clone();
+    assert_eq!(f.kind, kind, "{f}");
+    assert_eq!(f.kernel, kernel);
+    assert!(f.text.contains(line), "{f}");
+    // The line number is that of the text, counted in the file as it is.
+    let text = FAULTS.lines().nth(f.line as usize - 1).unwrap_or("");
+    assert_eq!(text.trim().replace('\t', " "), f.text);
+    assert!(f.to_string().contains(kernel) && f.to_string().contains(&format!("PTX line {}", f.line)));
+    f
+}
+
+fn floats(g: &mut Gpu, n: usize) -> u64 {
+    g.put(&vec![1.0f32; n][..])
+}
+
+#[test]
+fn accesses_past_the_end() {
+    let mut g = Gpu::new(FAULTS);
+    let (x, out) = (floats(&mut g, 64), floats(&mut g, 64));
+    let f = caught(
+        &mut g,
+        "load_past_end",
+        Shape::linear(1, 64),
+        &[&x, &out],
+        FaultKind::OutOfBounds,
+        "ld.global.f32",
+    );
+    assert_eq!((f.thread, f.address), ([63, 0, 0], Some(x + 256)));
+    let f =
+        caught(&mut g, "store_past_end", Shape::linear(1, 64), &[&out], FaultKind::OutOfBounds, "st.global");
+    assert_eq!((f.thread, f.address), ([63, 0, 0], Some(out + 256)));
+    caught(&mut g, "null_store", Shape::linear(1, 1), &[&0u64], FaultKind::OutOfBounds, "st.global");
+    let shape = Shape { dynamic_shared: 256, ..Shape::linear(1, 64) };
+    let f = caught(&mut g, "shared_past_end", shape, &[&out], FaultKind::OutOfBounds, "st.shared");
+    assert_eq!(f.thread, [63, 0, 0]);
+}
+
+#[test]
+fn misaligned_access() {
+    let mut g = Gpu::new(FAULTS);
+    let (x, out) = (floats(&mut g, 64), floats(&mut g, 64));
+    let f =
+        caught(&mut g, "misaligned", Shape::linear(1, 32), &[&x, &out], FaultKind::Misaligned, "ld.global");
+    assert_eq!(f.address, Some(x + 2));
+}
+
+#[test]
+fn freed_memory() {
+    let mut g = Gpu::new(FAULTS);
+    let (x, out) = (floats(&mut g, 64), floats(&mut g, 64));
+    g.dev.free(x).unwrap();
+    caught(&mut g, "copy", Shape::linear(1, 64), &[&x, &out], FaultKind::UseAfterFree, "ld.global");
+    assert!(g.dev.free(x).is_err() && g.dev.read(x, &mut [0; 4]).is_err());
+}
+
+#[test]
+fn memory_nothing_wrote() {
+    let mut g = Gpu::new(FAULTS);
+    let (x, out) = (g.empty(256), floats(&mut g, 64));
+    caught(&mut g, "copy", Shape::linear(1, 64), &[&x, &out], FaultKind::Uninitialised, "ld.global");
+    // One byte short of a word is not a written word.
+    g.dev.write(x, &[1; 3]).unwrap();
+    caught(&mut g, "copy", Shape::linear(1, 1), &[&x, &out], FaultKind::Uninitialised, "ld.global");
+    let f = caught(
+        &mut g,
+        "shared_unwritten",
+        Shape::linear(1, 64),
+        &[&out],
+        FaultKind::Uninitialised,
+        "ld.shared",
+    );
+    assert_eq!(f.thread, [4, 0, 0]);
+    caught(
+        &mut g,
+        "local_unwritten",
+        Shape::linear(1, 32),
+        &[&out, &2i32],
+        FaultKind::Uninitialised,
+        "ld.local",
+    );
+    assert!(g.dev.read(x, &mut [0; 4]).is_err());
+}
+
+#[test]
+fn races_in_shared_memory() {
+    let mut g = Gpu::new(FAULTS);
+    let out = floats(&mut g, 64);
+    caught(&mut g, "race_block", Shape::linear(1, 64), &[&out], FaultKind::Race, "shared.f32");
+    caught(&mut g, "race_warp", Shape::linear(1, 32), &[&out], FaultKind::Race, "ld.volatile.shared");
+    caught(&mut g, "race_write", Shape::linear(1, 64), &[&out], FaultKind::Race, "st.shared");
+    g.ok("warp_ordered", Shape::linear(1, 32), &[&out]);
+}
+
+#[test]
+fn barriers_that_not_all_reach() {
+    let mut g = Gpu::new(FAULTS);
+    let out = floats(&mut g, 64);
+    caught(&mut g, "divergent_barrier", Shape::linear(1, 32), &[&out], FaultKind::Divergence, "bar.");
+    caught(&mut g, "two_barriers", Shape::linear(1, 64), &[&out], FaultKind::Divergence, "bar.sync 1, 64");
+    // Lanes that end let the others go on, as the documentation of shuffles has it.
+    g.ok("partial_shuffle", Shape::linear(1, 32), &[&out]);
+}
+
+#[test]
+fn constant_memory_trap_and_endless_loop() {
+    let mut g = Gpu::new(FAULTS);
+    let table = g.module.global("kTable").unwrap().0;
+    caught(&mut g, "null_store", Shape::linear(1, 1), &[&table], FaultKind::ReadOnly, "st.global");
+    caught(&mut g, "trapped", Shape::linear(2, 32), &[], FaultKind::Trap, "trap;");
+    let flag = g.put(&[0i32][..]);
+    g.dev.budget = 100_000;
+    let e = g.launch("endless", Shape::linear(1, 32), &[&flag]).unwrap_err();
+    assert_eq!(e.fault().map(|f| f.kind), Some(FaultKind::Budget), "{e}");
+}
+
+#[test]
+fn the_first_faulty_block_is_told_whatever_the_threads() {
+    for threads in [1, 2, 7] {
+        let mut g = Gpu::new(FAULTS);
+        g.dev.threads = threads;
+        let f = caught(&mut g, "trapped", Shape::linear(50, 32), &[], FaultKind::Trap, "trap;");
+        assert_eq!(f.block, [0, 0, 0]);
+    }
+}
+
+#[test]
+fn launches_that_cannot_be() {
+    let mut g = Gpu::new(FAULTS);
+    let x = floats(&mut g, 4);
+    let mut refused = |shape: Shape, args: &[&dyn Bytes], kernel: &str, why: &str| {
+        let e = g.launch(kernel, shape, args).unwrap_err();
+        assert!(matches!(e, Error::Launch(_)) && e.to_string().contains(why), "{e}");
+    };
+    refused(Shape::linear(1, 1), &[&x], "copy", "takes 2 arguments, 1 were given");
+    refused(Shape::linear(1, 1), &[&x, &1u32], "copy", "argument 1 has 8 bytes, 4 were given");
+    refused(Shape::linear(1, 1025), &[&x, &x], "copy", "at most 1024");
+    refused(Shape::linear(0, 1), &[&x, &x], "copy", "no side of 0");
+    refused(Shape { dynamic_shared: 49 * 1024, ..Shape::linear(1, 1) }, &[&x, &x], "copy", "shared memory");
+    refused(Shape::linear(1, 1), &[], "missing", "no kernel `missing`");
+    let out = g.empty(4);
+    g.ok("many_args", Shape::linear(1, 1), &[&1i32, &2.5f64, &3i16, &x, &out]);
+    assert_eq!(g.get32(out, 1), bits(&[7.5]));
+}
+
+#[test]
+fn what_it_does_not_know_is_refused_at_load_with_its_line() {
+    let module = |body: &str| {
+        format!(
+            ".version 8.1\n.target sm_75\n.address_size 64\n.visible .entry k()\n{{\n.reg .b32 %r<4>;\n{body}\nret;\n}}\n"
+        )
+    };
+    for body in [
+        "frobnicate.b32 %r1, %r2;",
+        "div.rz.f32 %r1, %r1, %r1;",
+        "bra nowhere;",
+        "mov.u32 %q1, 3;",
+        "ld.global.u32 %r1, [missing];",
+        "call helper;",
+        "cvta %r1, %r2;",
+        "bar.red.popc.u32 %r1, 0, %p1;",
+        "match.any.sync.b32 %r1, %r2, -1;",
+    ] {
+        match Device::new().load_module(&module(body)) {
+            Err(Error::Ptx { line: 7, text, .. }) => assert_eq!(text, body),
+            other => panic!("{body}: {other:?}"),
+        }
+    }
+    for text in ["{", ".visible .entry k(", ".version", "\"open", ".global .b8 x[4] = {1,2,3,4,5};"] {
+        assert!(matches!(Device::new().load_module(text), Err(Error::Ptx { .. })), "{text}");
+    }
+}
+
+#[test]
+fn a_shuffle_and_a_vote_that_wait_for_each_other() {
+    let ptx = ".version 8.1\n.target sm_75\n.address_size 64\n.visible .entry k()\n{\n.reg .pred %p<3>;\n.reg .b32 %r<4>;\nmov.u32 %r1, %tid.x;\n\
+               setp.lt.u32 %p1, %r1, 16;\n@%p1 bra L;\nvote.sync.any.pred %p2, %p1, -1;\nbra M;\nL:\n\
+               shfl.sync.bfly.b32 %r2|%p2, %r1, 1, 31, -1;\nM:\nret;\n}\n";
+    let mut g = Gpu::new(ptx);
+    let e = g.launch("k", Shape::linear(1, 32), &[]).unwrap_err();
+    let f = e.fault().unwrap();
+    assert_eq!(f.kind, FaultKind::Divergence, "{f}");
+    assert!(f.text.starts_with("shfl.sync") || f.text.starts_with("vote.sync"), "{f}");
+}

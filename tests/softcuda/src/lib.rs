@@ -9,6 +9,9 @@
 //!
 //! It proves what a kernel computes and that it keeps the rules; it says nothing of speed on a GPU. Approximate instructions are computed
 //! in f64 and rounded, and may differ from hardware in the last bits. The memory model is sequential: races in global memory are not found.
+//!
+//! Not yet: the driver API that `cudarc` loads, streams and graphs, cooperative launches; `match.sync`, `lop3`, `mma.sync`,
+//! `ldmatrix`, `cp.async` and half-precision arithmetic, which are refused when a module is loaded.
 
 pub mod device;
 pub mod exec;

@@ -527,6 +527,25 @@ impl StepState {
     pub fn new(t: u64, lr: f32, batch_start: u32, rows: u32) -> Self {
         Self { t, lr, weight_decay: 0.0, clip_norm: 0.0, batch_start, rows, reserved: 0 }
     }
+
+    /// Whether the gradient is clipped. A limit that is not a number does too, and spoils the step visibly.
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
+    pub(crate) fn clips(&self) -> bool {
+        self.clip_norm > 0.0 || self.clip_norm.is_nan()
+    }
+
+    /// Steps count from 1: with `t = 0` Adam would divide by zero.
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.t > 0 {
+            return Ok(());
+        }
+        Err(Error::Shape {
+            op: "adam",
+            what: "t",
+            expected: "at least 1 (steps count from 1)".to_string(),
+            found: "0".to_string(),
+        })
+    }
 }
 
 /// `m += (1−beta1)(g−m); v += (1−beta2)(g²−v); p −= alpha·m/(sqrt(v)+eps)` over a whole arena of `n` elements.
@@ -542,8 +561,14 @@ pub struct Adam<'a, S: ?Sized> {
 }
 
 impl<S: Extent + ?Sized> Adam<'_, S> {
-    /// The boundary check; `n` is taken from `params`.
-    pub fn check(&self) -> Result<()> {
+    /// The boundary check; `n` is taken from `params`, and steps count from 1.
+    pub fn check(&self, step: &StepState) -> Result<()> {
+        self.check_extents()?;
+        step.check()
+    }
+
+    /// The part of [`check`](Self::check) that looks at the arrays.
+    pub(crate) fn check_extents(&self) -> Result<()> {
         let n = self.params.len();
         checks!("adam", self; grads: "[n]" = [n], m: "[n]" = [n], v: "[n]" = [n])
     }

@@ -2,7 +2,7 @@
 
 use super::{Cpu, without_negligible};
 use crate::backend::{Adam, AdamConfig, StepState};
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// Elements of one parallel task, and of one part of the norm.
 const CHUNK: usize = 8192;
@@ -28,15 +28,7 @@ struct Constants {
 
 /// See [`Adam`].
 pub(super) fn adam(cpu: &Cpu, config: &AdamConfig, step: &StepState, a: Adam<'_, [f32]>) -> Result<()> {
-    a.check()?;
-    if step.t == 0 {
-        return Err(Error::Shape {
-            op: "adam",
-            what: "t",
-            expected: "at least 1 (steps count from 1)".to_string(),
-            found: "0".to_string(),
-        });
-    }
+    a.check(step)?;
     let scale = if step.clip_norm <= 0.0 { 1.0 } else { clip(norm(cpu, a.grads), f64::from(step.clip_norm)) };
     let alpha = config.alpha(f64::from(step.lr), step.t) as f32;
     let eps = config.eps as f32;

@@ -12,7 +12,7 @@
 //! arrays. Every element is updated in every step: a parameter whose gradient is zero keeps moving on its momentum.
 
 use crate::backend::{Adam, AdamConfig, Real, StepState};
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// What [`update`] multiplies with.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -35,7 +35,7 @@ impl Factors {
 /// One step: updates `params`, `m` and `v`, leaves `grads` as it is.
 ///
 /// # Errors
-/// [`Error::Shape`] if the arrays differ in length or `step.t` is 0 (steps count from 1); nothing has been written
+/// [`Error::Shape`](crate::Error::Shape) if the arrays differ in length or `step.t` is 0 (steps count from 1); nothing has been written
 /// then.
 ///
 /// # Examples
@@ -54,15 +54,7 @@ impl Factors {
 /// # Ok::<(), recurve::Error>(())
 /// ```
 pub fn step<T: Real>(config: &AdamConfig, step: &StepState, a: Adam<'_, [T]>) -> Result<()> {
-    a.check()?;
-    if step.t == 0 {
-        return Err(Error::Shape {
-            op: "adam",
-            what: "t",
-            expected: "at least 1 (steps count from 1)".to_string(),
-            found: "0".to_string(),
-        });
-    }
+    a.check(step)?;
     let lr = f64::from(step.lr);
     let factors = Factors {
         alpha: config.alpha(lr, step.t),
@@ -76,9 +68,9 @@ pub fn step<T: Real>(config: &AdamConfig, step: &StepState, a: Adam<'_, [T]>) ->
 /// another precision. Updates `params`, `m` and `v`, leaves `grads` as it is.
 ///
 /// # Errors
-/// [`Error::Shape`] if the arrays differ in length; nothing has been written then.
+/// [`Error::Shape`](crate::Error::Shape) if the arrays differ in length; nothing has been written then.
 pub fn update<T: Real>(config: &AdamConfig, factors: Factors, a: Adam<'_, [T]>) -> Result<()> {
-    a.check()?;
+    a.check_extents()?;
     let one_minus_beta1 = T::from_f64(1.0 - config.beta1);
     let one_minus_beta2 = T::from_f64(1.0 - config.beta2);
     let eps = T::from_f64(config.eps);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
+use crate::counters::KernelCounters;
 use crate::exec::{Block, Launch};
 use crate::fault::{Error, Fault};
 use crate::memory::Memory;
@@ -29,6 +30,16 @@ impl Module {
     /// The kernel of this name.
     pub fn kernel(&self, name: &str) -> Option<&Kernel> {
         self.kernels.iter().find(|k| k.name == name)
+    }
+
+    /// Where in the module the kernel of this name is, for [`Device::run`].
+    pub fn index(&self, name: &str) -> Option<usize> {
+        self.kernels.iter().position(|k| k.name == name)
+    }
+
+    /// The kernel at an index.
+    pub fn at(&self, index: usize) -> Option<&Kernel> {
+        self.kernels.get(index)
     }
 
     /// Names of the kernels.
@@ -61,16 +72,29 @@ impl Shape {
 }
 
 /// What a launch did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Stats {
     /// Instructions times the lanes that executed them.
     pub lane_instructions: u64,
+    /// All counts; `launches` is 1.
+    pub counters: KernelCounters,
+}
+
+/// How a launch is run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct How {
+    /// Shared memory a block may have.
+    pub max_shared: u32,
+    /// All blocks are alive at once and take turns, so that they may wait for each other.
+    pub cooperative: bool,
+    /// Sectors and bank conflicts are counted.
+    pub detail: bool,
 }
 
 /// A software CUDA device.
 #[derive(Debug)]
 pub struct Device {
-    memory: Memory,
+    pub(crate) memory: Memory,
     /// Host threads that execute blocks.
     pub threads: usize,
     /// Warp instructions one launch may execute.
@@ -81,8 +105,15 @@ pub struct Device {
 
 impl Default for Device {
     fn default() -> Self {
+        Self::numbered(0, 4 << 30)
+    }
+}
+
+impl Device {
+    /// One of several devices, with `limit` bytes of memory.
+    pub fn numbered(index: u16, limit: u64) -> Self {
         Device {
-            memory: Memory::new(4 << 30),
+            memory: Memory::of_device(index, limit),
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             budget: 1 << 32,
             max_shared: DEFAULT_SHARED,
@@ -147,7 +178,7 @@ impl Device {
     }
 
     /// Unloads a module: its variables are gone.
-    pub fn unload(&mut self, module: Module) -> Result<(), Error> {
+    pub fn unload(&mut self, module: &Module) -> Result<(), Error> {
         module.vars.values().try_for_each(|(a, _)| self.memory.free(*a))
     }
 
@@ -165,7 +196,20 @@ impl Device {
             return Err(Error::Launch(format!("no kernel `{kernel}` in the module")));
         };
         let params = pack(k, args)?;
-        self.check(k, shape)?;
+        let how = How { max_shared: self.max_shared, cooperative: false, detail: true };
+        self.run(module, k, shape, &params, how)
+    }
+
+    /// Runs a kernel of `module` whose parameter block is given, to its end.
+    pub fn run(
+        &self,
+        module: &Module,
+        k: &Kernel,
+        shape: Shape,
+        params: &[u8],
+        how: How,
+    ) -> Result<Stats, Error> {
+        check(k, shape, how.max_shared)?;
         let allocs = self.memory.snapshot();
         let launch = Launch {
             kernel: k,
@@ -173,7 +217,8 @@ impl Device {
             grid: shape.grid,
             block: shape.block,
             dynamic: shape.dynamic_shared,
-            params: &params,
+            params,
+            detail: how.detail,
             allocs: &allocs,
             memory: &self.memory,
         };
@@ -183,6 +228,27 @@ impl Device {
         let (left, done) = (AtomicU64::new(self.budget), AtomicU64::new(0));
         let worst: Mutex<Option<(usize, Fault)>> = Mutex::new(None);
         let spend = |n: u64| left.fetch_update(Relaxed, Relaxed, |l| l.checked_sub(n)).is_ok();
+        let counts = Mutex::new(KernelCounters { launches: 1, blocks: total as u64, ..Default::default() });
+        let add = |block: &Block| {
+            let mut c = counts.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            c.classes(&block.counts.classes);
+            c.add(&block.counts.detail);
+            done.fetch_add(block.lane_instructions(), Relaxed);
+        };
+        if how.cooperative {
+            let mut blocks = Vec::with_capacity(total);
+            for i in 0..total {
+                let mut block = Block::new(&launch);
+                block.start([(i % gx) as u32, (i / gx % gy) as u32, (i / gx / gy) as u32]);
+                blocks.push((block, false));
+            }
+            while blocks.iter().any(|(_, ended)| !ended) {
+                for (block, ended) in blocks.iter_mut().filter(|(_, ended)| !ended) {
+                    *ended = block.round(&spend).map_err(|fault| Error::Fault(Box::new(fault)))?;
+                }
+            }
+            blocks.iter().for_each(|(b, _)| add(b));
+        }
         let work = || {
             let mut block = Block::new(&launch);
             loop {
@@ -201,51 +267,50 @@ impl Device {
                     break;
                 }
             }
-            done.fetch_add(block.lane_instructions, Relaxed);
+            add(&block);
         };
         let workers = self.threads.clamp(1, total);
-        if workers == 1 {
+        if how.cooperative {
+        } else if workers == 1 {
             work();
         } else {
             std::thread::scope(|s| (0..workers).for_each(|_| drop(s.spawn(work))));
         }
         match worst.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
             Some((_, fault)) => Err(Error::Fault(Box::new(fault))),
-            None => Ok(Stats { lane_instructions: done.into_inner() }),
+            None => Ok(Stats {
+                lane_instructions: done.into_inner(),
+                counters: counts.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner),
+            }),
         }
     }
+}
 
-    fn check(&self, k: &Kernel, shape: Shape) -> Result<(), Error> {
-        let refuse = |why: String| Err(Error::Launch(format!("kernel `{}`: {why}", k.name)));
-        let threads: u64 = shape.block.iter().map(|n| u64::from(*n)).product();
-        if shape.grid.contains(&0) || shape.block.contains(&0) {
-            return refuse(format!(
-                "grid {:?} and block {:?} must have no side of 0",
-                shape.grid, shape.block
-            ));
-        }
-        if threads > u64::from(k.max_threads)
-            || shape.block[0] > 1024
-            || shape.block[1] > 1024
-            || shape.block[2] > 64
-        {
-            return refuse(format!(
-                "a block of {:?} is {threads} threads, at most {} are allowed",
-                shape.block, k.max_threads
-            ));
-        }
-        if shape.grid[0] > i32::MAX as u32 || shape.grid[1] > 65535 || shape.grid[2] > 65535 {
-            return refuse(format!("a grid of {:?} blocks is too large", shape.grid));
-        }
-        let shared = u64::from(k.shared_static) + u64::from(shape.dynamic_shared);
-        if shared > u64::from(self.max_shared) {
-            return refuse(format!(
-                "{shared} bytes of shared memory, at most {} are allowed",
-                self.max_shared
-            ));
-        }
-        Ok(())
+/// Whether a launch of this shape can be.
+pub fn check(k: &Kernel, shape: Shape, max_shared: u32) -> Result<(), Error> {
+    let refuse = |why: String| Err(Error::Launch(format!("kernel `{}`: {why}", k.name)));
+    let threads: u64 = shape.block.iter().map(|n| u64::from(*n)).product();
+    if shape.grid.contains(&0) || shape.block.contains(&0) {
+        return refuse(format!("grid {:?} and block {:?} must have no side of 0", shape.grid, shape.block));
     }
+    if threads > u64::from(k.max_threads)
+        || shape.block[0] > 1024
+        || shape.block[1] > 1024
+        || shape.block[2] > 64
+    {
+        return refuse(format!(
+            "a block of {:?} is {threads} threads, at most {} are allowed",
+            shape.block, k.max_threads
+        ));
+    }
+    if shape.grid[0] > i32::MAX as u32 || shape.grid[1] > 65535 || shape.grid[2] > 65535 {
+        return refuse(format!("a grid of {:?} blocks is too large", shape.grid));
+    }
+    let shared = u64::from(k.shared_static) + u64::from(shape.dynamic_shared);
+    if shared > u64::from(max_shared) {
+        return refuse(format!("{shared} bytes of shared memory, at most {max_shared} are allowed"));
+    }
+    Ok(())
 }
 
 /// The parameter block of `args`, each checked against the kernel's layout.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::counters::{CLASSES, Class, KernelCounters};
 use crate::fault::{Fault, FaultKind, line_text};
 use crate::memory::{Alloc, LOCAL_BASE, Memory, SHARED_BASE};
 use crate::ptx::alu::{Row, truncate};
@@ -27,6 +28,8 @@ pub struct Launch<'a> {
     pub params: &'a [u8],
     /// Allocations, by address.
     pub allocs: &'a [Arc<Alloc>],
+    /// Whether sectors and bank conflicts are counted.
+    pub detail: bool,
     /// All memory, to explain an address that is in none of them.
     pub memory: &'a Memory,
 }
@@ -94,8 +97,17 @@ pub struct Block<'a> {
     shared: Shared,
     template: Vec<Row>,
     template_written: Vec<u32>,
-    /// Lane-instructions executed.
-    pub lane_instructions: u64,
+    /// What was counted.
+    pub counts: Counts,
+}
+
+/// What a worker counts.
+#[derive(Default)]
+pub struct Counts {
+    /// Instructions of lanes by class.
+    pub classes: [u64; CLASSES],
+    /// The rest.
+    pub detail: KernelCounters,
 }
 
 /// Lanes of a mask.
@@ -150,7 +162,7 @@ impl<'a> Block<'a> {
             shared: Shared { bytes: vec![0; bytes], state: vec![0; bytes], races },
             template: vec![[0; 32]; k.rows as usize],
             template_written: vec![0; k.rows as usize],
-            lane_instructions: 0,
+            counts: Counts::default(),
         };
         for (slot, f) in &k.fills {
             let v = match *f {
@@ -176,7 +188,18 @@ impl<'a> Block<'a> {
     /// Runs block `id` to its end. `spend` takes instructions from the launch's budget, and says false when there are none left.
     pub fn run(&mut self, id: [u32; 3], spend: &dyn Fn(u64) -> bool) -> Result<(), Fault> {
         self.start(id);
-        loop {
+        while !self.round(spend)? {}
+        Ok(())
+    }
+
+    /// Lane-instructions executed.
+    pub fn lane_instructions(&self) -> u64 {
+        self.counts.classes[..CLASSES - 1].iter().sum()
+    }
+
+    /// Gives every warp of the block a turn. Says whether the block has ended.
+    pub fn round(&mut self, spend: &dyn Fn(u64) -> bool) -> Result<bool, Fault> {
+        {
             let mut progress = false;
             for w in 0..self.warps.len() {
                 let warp = &mut self.warps[w];
@@ -185,8 +208,7 @@ impl<'a> Block<'a> {
                 }
                 let mut spent = 0;
                 let mut pc = 0;
-                let turn =
-                    warp.turn(self.l, &mut self.shared, &mut spent, &mut self.lane_instructions, &mut pc);
+                let turn = warp.turn(self.l, &mut self.shared, &mut spent, &mut self.counts, &mut pc);
                 match turn {
                     Err(h) => return Err(self.fault(*h, w, pc)),
                     Ok(Turn::Blocked) => {}
@@ -206,15 +228,17 @@ impl<'a> Block<'a> {
             }
             progress |= self.release()?;
             if self.warps.iter().all(|w| w.alive == 0) {
-                return Ok(());
+                return Ok(true);
             }
             if !progress {
                 return Err(self.stuck());
             }
+            Ok(false)
         }
     }
 
-    fn start(&mut self, id: [u32; 3]) {
+    /// Makes ready to run block `id`.
+    pub fn start(&mut self, id: [u32; 3]) {
         self.id = id;
         let (k, l) = (self.l.kernel, self.l);
         self.shared.state.fill(0);
@@ -383,7 +407,7 @@ impl Warp {
         l: &Launch,
         sh: &mut Shared,
         spent: &mut u32,
-        count: &mut u64,
+        counts: &mut Counts,
         at: &mut u32,
     ) -> Result<Turn, Box<Hit>> {
         let code = &l.kernel.code;
@@ -409,7 +433,8 @@ impl Warp {
                     let p = self.preds[g.at as usize];
                     run &= if g.not { !p } else { p };
                 }
-                *count += u64::from(run.count_ones());
+                counts.classes[i.class as usize] += u64::from(run.count_ones());
+                counts.detail.warp_instructions += 1;
                 match &i.op {
                     Op::Bra { target } => {
                         if run == 0 {
@@ -431,6 +456,7 @@ impl Warp {
                         self.set_pcs(mask & !run, pc + 1);
                         self.set_pcs(run, pc);
                         if run != 0 {
+                            counts.classes[Class::WarpBarrier as usize] += 1;
                             self.arrive(run, pc, *id, *count, *aligned)?;
                         }
                         break;
@@ -462,6 +488,9 @@ impl Warp {
                     }
                     op => {
                         if run != 0 {
+                            if l.detail {
+                                self.detail(op, run, &mut counts.detail);
+                            }
                             self.step(op, run, l, sh)?;
                         }
                         pc += 1;
@@ -475,6 +504,61 @@ impl Warp {
             }
         }
         Ok(Turn::More)
+    }
+
+    /// Counts the sectors of an access to global memory and the bank conflicts of one to shared memory.
+    fn detail(&self, op: &Op, m: u32, k: &mut KernelCounters) {
+        let (space, size, a, off, load) = match op {
+            Op::Ld { space, ty, d, a, off, .. } => (*space, ty.bytes() * d.len() as u64, *a, *off, true),
+            Op::St { space, ty, s, a, off } => (*space, ty.bytes() * s.len() as u64, *a, *off, false),
+            _ => return,
+        };
+        let addrs = &self.rows[a as usize];
+        let first = addrs[m.trailing_zeros() as usize].wrapping_add_signed(off);
+        match Self::resolve(space, first).0 {
+            Space::Global | Space::Const => {
+                let mut sectors = [0u64; 32];
+                let mut n = 0;
+                for l in lanes(m) {
+                    // An aligned access of at most 16 bytes lies in one sector.
+                    let s = addrs[l].wrapping_add_signed(off) / 32;
+                    if !sectors[..n].contains(&s) {
+                        sectors[n] = s;
+                        n += 1;
+                    }
+                }
+                if load {
+                    k.global_loads += 1;
+                    k.global_load_sectors += n as u64;
+                } else {
+                    k.global_stores += 1;
+                    k.global_store_sectors += n as u64;
+                }
+            }
+            Space::Shared => {
+                k.shared_accesses += 1;
+                // Accesses of 8 and 16 bytes are done by halves and quarters of the warp.
+                let part = if size <= 4 { 32 } else { 128 / size as usize };
+                for p in 0..32 / part {
+                    let here = (m >> (p * part)) & ((1u64 << part) - 1) as u32;
+                    let mut words = [0u64; 64];
+                    let mut n = 0;
+                    for l in lanes(here) {
+                        let w = addrs[p * part + l].wrapping_add_signed(off) / 4;
+                        for w in w..w + size.div_ceil(4) {
+                            if !words[..n].contains(&w) && n < 64 {
+                                words[n] = w;
+                                n += 1;
+                            }
+                        }
+                    }
+                    let mut banks = [0u64; 32];
+                    words[..n].iter().for_each(|w| banks[(w % 32) as usize] += 1);
+                    k.bank_conflicts += banks.iter().copied().max().unwrap_or(0).saturating_sub(1);
+                }
+            }
+            _ => {}
+        }
     }
 
     fn set_pcs(&mut self, mask: u32, pc: u32) {

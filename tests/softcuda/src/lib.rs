@@ -13,12 +13,20 @@
 //! Not yet: the driver API that `cudarc` loads, streams and graphs, cooperative launches; `match.sync`, `lop3`, `mma.sync`,
 //! `ldmatrix`, `cp.async` and half-precision arithmetic, which are refused when a module is loaded.
 
+pub mod counters;
 pub mod device;
+#[cfg(target_os = "linux")]
+pub mod driver;
 pub mod exec;
 pub mod fault;
+#[cfg(target_os = "linux")]
+pub mod library;
 pub mod memory;
 pub mod ptx;
 pub mod race;
 
+pub use counters::{Counters, KernelCounters};
 pub use device::{Device, Module, Shape, Stats};
 pub use fault::{Error, Fault, FaultKind};
+#[cfg(target_os = "linux")]
+pub use library::{Scope, Soft, library, open};

@@ -93,6 +93,14 @@ impl Alloc {
     }
 }
 
+impl Alloc {
+    /// The byte at `addr` counts as not written.
+    fn forget(&self, addr: u64) {
+        let at = addr - self.base;
+        self.valid[(at / 4) as usize].fetch_and(!(1 << (at % 4)), Relaxed);
+    }
+}
+
 /// All allocations, alive and gone.
 #[derive(Debug)]
 pub struct Memory {
@@ -106,7 +114,18 @@ pub struct Memory {
 impl Memory {
     /// Memory that gives out at most `limit` bytes at once.
     pub fn new(limit: u64) -> Self {
-        Memory { next: GLOBAL_BASE, live: BTreeMap::new(), freed: Vec::new(), used: 0, limit }
+        Self::of_device(0, limit)
+    }
+
+    /// The same for one of several devices: their addresses differ.
+    pub fn of_device(index: u16, limit: u64) -> Self {
+        Memory {
+            next: GLOBAL_BASE + (u64::from(index) << 48),
+            live: BTreeMap::new(),
+            freed: Vec::new(),
+            used: 0,
+            limit,
+        }
     }
 
     /// Bytes given out, and the most that can be.
@@ -114,12 +133,17 @@ impl Memory {
         (self.used, self.limit)
     }
 
+    /// Changes how many bytes can be given out; what is given out stays.
+    pub fn set_limit(&mut self, limit: u64) {
+        self.limit = limit;
+    }
+
     /// A new allocation, nothing of it written.
     pub fn alloc(&mut self, size: u64, constant: bool) -> Result<u64, Error> {
-        if size > self.limit - self.used {
+        let free = self.limit.saturating_sub(self.used);
+        if size > free {
             return Err(Error::Memory(format!(
-                "{size} bytes were asked for, {} of {} are free",
-                self.limit - self.used,
+                "{size} bytes were asked for, {free} of {} are free",
                 self.limit
             )));
         }
@@ -191,6 +215,61 @@ impl Memory {
             v[..n].copy_from_slice(&bytes[at..at + n]);
             a.write(here, n as u64, u64::from_le_bytes(v));
             at += n;
+        }
+        Ok(())
+    }
+
+    /// Fills with copies of `pattern`. Every byte counts as written.
+    pub fn fill(&self, addr: u64, pattern: &[u8], count: u64) -> Result<(), Error> {
+        let a = self.find(addr, pattern.len() as u64 * count)?;
+        let n = pattern.len() as u64;
+        if 4 % n == 0 && addr.is_multiple_of(n) {
+            let word = u64::from_le_bytes(std::array::from_fn(|i| pattern[i % pattern.len()]));
+            let (mut at, end) = (addr, addr + n * count);
+            while at < end {
+                let step = if at.is_multiple_of(4) && end - at >= 4 { 4 } else { n };
+                a.write(at, step, word & ((1 << (8 * step)) - 1));
+                at += step;
+            }
+            return Ok(());
+        }
+        (0..count).try_for_each(|i| self.write(addr + i * n, pattern))
+    }
+
+    /// Copies `len` bytes to `to`, in this memory or another's. What nothing wrote stays so in the copy.
+    pub fn copy(&self, from: u64, into: &Memory, to: u64, len: u64) -> Result<(), Error> {
+        let (a, b) = (self.find(from, len)?, into.find(to, len)?);
+        // By way of a buffer: the ranges may overlap.
+        let mut bytes = Vec::with_capacity(len as usize);
+        let mut at = 0;
+        while at < len {
+            let n = if (from + at).is_multiple_of(4) && (to + at).is_multiple_of(4) && len - at >= 4 {
+                4
+            } else {
+                1
+            };
+            let (v, valid) = a.read(from + at, n);
+            if n == 4 && !valid {
+                bytes.extend((0..4).map(|i| a.read(from + at + i, 1)));
+            } else {
+                bytes.extend((0..n).map(|i| (v >> (8 * i) & 0xff, valid)));
+            }
+            at += n;
+        }
+        let mut at = 0;
+        while at < len {
+            let here = &bytes[at as usize..];
+            if (to + at).is_multiple_of(4) && here.len() >= 4 && here[..4].iter().all(|b| b.1) {
+                b.write(to + at, 4, (0..4).fold(0, |v, i| v | here[i].0 << (8 * i)));
+                at += 4;
+            } else {
+                if here[0].1 {
+                    b.write(to + at, 1, here[0].0);
+                } else {
+                    b.forget(to + at);
+                }
+                at += 1;
+            }
         }
         Ok(())
     }

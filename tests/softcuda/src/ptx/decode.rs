@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use super::alu::{self, Cvt, Round, truncate};
 use super::ir::*;
+use crate::counters::Class;
 use crate::fault::Error;
 use crate::memory::{LOCAL_BASE, SHARED_BASE};
 
@@ -49,6 +50,37 @@ struct Decoder<'a> {
     shared_end: u64,
     local_end: u64,
     line: u32,
+    class: Class,
+}
+
+/// What an instruction counts as, by its name.
+fn class(parts: &[&str]) -> Class {
+    let has = |s: &str| parts.contains(&s);
+    let float = has("f32") || has("f64") || has("f16") || has("bf16");
+    match parts[0] {
+        "cvt" => Class::Conversion,
+        "ex2" | "lg2" | "sin" | "cos" | "tanh" | "rcp" | "rsqrt" | "sqrt" => Class::Special,
+        "div" if float => Class::Special,
+        "atom" | "red" => Class::Atomic,
+        "ld" | "ldu" if has("param") => Class::Other,
+        "st" if has("param") => Class::Other,
+        "ld" | "ldu" | "st" if has("local") => Class::Local,
+        "ld" | "ldu" if has("shared") => Class::LoadShared,
+        "st" if has("shared") => Class::StoreShared,
+        "ld" | "ldu" => Class::LoadGlobal,
+        "st" => Class::StoreGlobal,
+        "bra" | "ret" | "exit" | "trap" | "call" => Class::Control,
+        "bar" | "barrier" | "membar" | "fence" => Class::Barrier,
+        "shfl" | "vote" | "activemask" | "match" => Class::Shuffle,
+        "mov" | "cvta" | "selp" | "prefetch" | "prefetchu" | "nanosleep" => Class::Other,
+        "fma" | "mad" if has("f32") => Class::Fma32,
+        _ if has("f64") => Class::Fp64,
+        _ if float => Class::Fp32,
+        "add" | "sub" | "mul" | "mad" | "mul24" | "mad24" | "div" | "rem" | "neg" | "abs" | "min" | "max"
+        | "and" | "or" | "xor" | "not" | "shl" | "shr" | "shf" | "setp" | "set" | "slct" | "popc" | "clz"
+        | "brev" | "bfe" | "bfi" | "bfind" | "prmt" | "sad" | "lop3" | "fns" => Class::Int,
+        _ => Class::Other,
+    }
 }
 
 impl<'a> Decoder<'a> {
@@ -81,6 +113,7 @@ impl<'a> Decoder<'a> {
             shared_end: 0,
             local_end: 0,
             line: 1,
+            class: Class::Other,
         }
     }
 
@@ -156,7 +189,7 @@ impl<'a> Decoder<'a> {
     }
 
     fn emit(&mut self, guard: Option<PredRef>, op: Op) {
-        self.k.code.push(Instr { guard, op, line: self.line });
+        self.k.code.push(Instr { guard, op, line: self.line, class: self.class });
     }
 
     fn here(&self) -> u32 {
@@ -235,6 +268,7 @@ impl<'a> Decoder<'a> {
         }
         if self.frames.is_empty() {
             // Running off the end is a return.
+            self.class = Class::Control;
             self.emit(None, Op::Exit);
         } else {
             for at in frame.returns {
@@ -292,7 +326,10 @@ impl<'a> Decoder<'a> {
                     f.scopes.pop();
                 }
             }
-            Stmt::Call(guard, returns, name, args) => self.call(guard, returns, name, args)?,
+            Stmt::Call(guard, returns, name, args) => {
+                self.class = Class::Control;
+                self.call(guard, returns, name, args)?;
+            }
             Stmt::Instr(guard, op, args) => {
                 let parts: Vec<&str> = op.iter().map(String::as_str).collect();
                 if op[0].starts_with('.') {
@@ -302,6 +339,7 @@ impl<'a> Decoder<'a> {
                     return Ok(());
                 }
                 let guard = self.guard(guard)?;
+                self.class = class(&parts);
                 match self.instr(guard, &parts, args)? {
                     true => {}
                     false => {

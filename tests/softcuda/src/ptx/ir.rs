@@ -1,6 +1,7 @@
 //! What the parser makes of a module (statements, still by name) and what the executor runs (instructions over register rows).
 
 use super::alu::{Cvt, F1, F2, F3, P2};
+use crate::counters::Class;
 
 /// A scalar type of PTX. `.bN` types are held as `UN`: the bits are the same, and no operation tells them apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -254,6 +255,8 @@ pub struct Instr {
     pub op: Op,
     /// Its line in the PTX text.
     pub line: u32,
+    /// What it counts as.
+    pub class: Class,
 }
 
 /// What fills a row before a warp starts.

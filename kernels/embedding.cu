@@ -80,7 +80,7 @@ embedding_backward(const u32* ids, const float* dout, float* dtable, u32 n, u32 
                     touched = true;
                     while (hits) {
                         // Up to four loads in flight, then added in the tokens' order.
-                        float value[4];
+                        float value[4] = {0.0f, 0.0f, 0.0f, 0.0f};
                         u32 taken = 0;
 #pragma unroll
                         for (u32 k = 0; k < 4; ++k) {

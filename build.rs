@@ -55,7 +55,8 @@ fn run() -> Result<()> {
     println!("cargo::rerun-if-changed=build/nvrtc.rs");
     println!("cargo::rerun-if-changed=src/tuning.rs");
     println!("cargo::rerun-if-changed=kernels");
-    let folder = |name| env::var_os(name).map(PathBuf::from).ok_or_else(|| format!("cargo has not set {name}"));
+    let folder =
+        |name| env::var_os(name).map(PathBuf::from).ok_or_else(|| format!("cargo has not set {name}"));
     let (root, out) = (folder("CARGO_MANIFEST_DIR")?, folder("OUT_DIR")?);
     let ptx_out = nvrtc::variable("RECURVE_PTX_OUT").map(PathBuf::from);
 
@@ -172,15 +173,17 @@ impl Tree {
             if !matches!(extension, "cu" | "cuh") {
                 continue;
             }
-            let text = String::from_utf8(read(&path)?).map_err(|_| format!("{} is not UTF-8", path.display()))?;
+            let text =
+                String::from_utf8(read(&path)?).map_err(|_| format!("{} is not UTF-8", path.display()))?;
             if extension == "cuh" {
                 headers.push((format!("{stem}.cuh"), text));
                 continue;
             }
             let baseline = match text.lines().find_map(|line| line.strip_prefix("// baseline: compute_")) {
-                Some(number) => {
-                    number.trim().parse().map_err(|_| format!("{}: unreadable baseline line", path.display()))?
-                }
+                Some(number) => number
+                    .trim()
+                    .parse()
+                    .map_err(|_| format!("{}: unreadable baseline line", path.display()))?,
                 None => BASELINE,
             };
             units.push(Unit { stem, text, baseline });
@@ -223,7 +226,8 @@ struct Row {
     figures: [u64; 5],
 }
 
-const FIGURES: [&str; 5] = ["registers", "shared_bytes", "stack_bytes", "spill_store_bytes", "spill_load_bytes"];
+const FIGURES: [&str; 5] =
+    ["registers", "shared_bytes", "stack_bytes", "spill_store_bytes", "spill_load_bytes"];
 
 impl Row {
     fn to_json(&self) -> Value {
@@ -250,7 +254,7 @@ impl Row {
             words.trim_end().rsplit([' ', ',']).next()?.parse().ok()
         };
         let mut rows: Vec<Row> = Vec::new();
-        // The properties of a device function that was not inlined stand in the log as well.
+        // The properties of device functions that were not inlined follow their kernel's.
         let mut of_kernel = false;
         for line in log.lines() {
             if let Some((_, rest)) = line.split_once("Compiling entry function '") {
@@ -261,10 +265,12 @@ impl Row {
             let Some(row) = rows.last_mut() else { continue };
             if let Some((_, name)) = line.split_once("Function properties for ") {
                 of_kernel = name.trim() == row.kernel;
-            } else if let (true, Some(stack)) = (of_kernel, before(line, "bytes stack frame")) {
-                row.figures[2] = stack;
-                row.figures[3] = before(line, "bytes spill stores").unwrap_or(0);
-                row.figures[4] = before(line, "bytes spill loads").unwrap_or(0);
+            } else if let Some(stack) = before(line, "bytes stack frame") {
+                if of_kernel {
+                    row.figures[2] = stack;
+                }
+                row.figures[3] += before(line, "bytes spill stores").unwrap_or(0);
+                row.figures[4] += before(line, "bytes spill loads").unwrap_or(0);
             } else if let Some(registers) = before(line, "registers").filter(|_| line.contains(": Used ")) {
                 row.figures[0] = registers;
                 row.figures[1] = before(line, "bytes smem").unwrap_or(0);
@@ -408,8 +414,10 @@ impl Built {
         }
 
         let known = committed.filter(|committed| !all && committed.version == version);
-        let (wanted, unknown): (Vec<&str>, Vec<&str>) =
-            TABLE.iter().filter(|arch| SHIPPED.contains(arch) || known.is_none()).partition(|a| nvrtc.supports(a));
+        let (wanted, unknown): (Vec<&str>, Vec<&str>) = TABLE
+            .iter()
+            .filter(|arch| SHIPPED.contains(arch) || known.is_none())
+            .partition(|a| nvrtc.supports(a));
         if !unknown.is_empty() {
             let names: Vec<_> = unknown.iter().map(|arch| format!("sm_{arch}")).collect();
             warning(&format!(
@@ -444,7 +452,10 @@ impl Built {
     /// Writes what belongs into kernels/ptx.
     fn export(&self, folder: &Path, tree: &Tree) -> Result<()> {
         if self.version != PINNED {
-            return Err(format!("The committed PTX is made by NVRTC {PINNED}, this one is {}.", self.version));
+            return Err(format!(
+                "The committed PTX is made by NVRTC {PINNED}, this one is {}.",
+                self.version
+            ));
         }
         let mut hashes = BTreeMap::new();
         for (stem, text) in &self.ptx {

@@ -151,7 +151,8 @@ impl Nvrtc {
         options: &[String],
         target: Target,
     ) -> Result<Compiled, String> {
-        let c = |text: &str| CString::new(text).map_err(|_| format!("{name}: a NUL byte in the text or options"));
+        let c =
+            |text: &str| CString::new(text).map_err(|_| format!("{name}: a NUL byte in the text or options"));
         let (c_name, c_text) = (c(name)?, c(text)?);
         let header_names = headers.iter().map(|(name, _)| c(name)).collect::<Result<Vec<_>, _>>()?;
         let header_texts = headers.iter().map(|(_, text)| c(text)).collect::<Result<Vec<_>, _>>()?;
@@ -165,7 +166,8 @@ impl Nvrtc {
         let pointers = |strings: &[CString]| strings.iter().map(|s| s.as_ptr()).collect::<Vec<_>>();
         let (header_names, header_texts, all_pointers) =
             (pointers(&header_names), pointers(&header_texts), pointers(&all));
-        let length = |n: usize| c_int::try_from(n).map_err(|_| format!("{name}: too many headers or options"));
+        let length =
+            |n: usize| c_int::try_from(n).map_err(|_| format!("{name}: too many headers or options"));
 
         let mut program: Handle = ptr::null_mut();
         // SAFETY: NUL-terminated strings and arrays of the lengths given, all alive until the end of this function.

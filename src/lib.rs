@@ -8,6 +8,7 @@
 //! | [`backend`] | the two traits ([`backend::Ops`], [`backend::Engine`]) and what stands behind them |
 //! | [`train`](mod@train) | the epoch loop; [`options`]: what a user chooses of it |
 //! | [`checkpoint`] | model files |
+//! | [`tuning`] | launch constants of the CUDA kernels |
 //! | [`metrics`] | loss, accuracy, confusion matrix, AUC |
 //!
 //! # Dimensions
@@ -32,5 +33,6 @@ pub mod options;
 pub mod rng;
 pub mod run;
 pub mod train;
+pub mod tuning;
 
 pub use error::{Error, Result};

@@ -9,6 +9,7 @@
 //! their engine from [`host::HostEngine`], which composes a step out of `Ops`.
 
 pub mod cpu;
+pub mod cuda;
 pub mod host;
 mod real;
 pub mod reference;

@@ -4,6 +4,7 @@ use super::ModelArgs;
 use clap::Args;
 use recurve::Result;
 use recurve::backend::Device;
+use recurve::backend::cuda::image;
 use recurve::checkpoint::Checkpoint;
 use recurve::data::{IMDB_ARCHIVE, IMDB_WORD_INDEX, Words, data_folder, imdb_folders};
 use recurve::run::Run;
@@ -29,6 +30,7 @@ pub fn run(args: &InfoArgs) -> Result<()> {
         ))?;
     }
     super::say("device cuda       not in this build")?;
+    super::say(image::describe())?;
     if let Ok(folder) = data_folder() {
         super::say(format!("data folder       {}", folder.display()))?;
     }

@@ -1,0 +1,162 @@
+// What every kernel shares: the strict activations, warp reductions in a fixed order, the structs read from device memory.
+//
+// Header-free CUDA C++: nothing but what NVRTC itself knows. Everything is compiled with --fmad=false, so that a product and a
+// sum are fused only where fmaf stands; with IEEE division and square root every result is defined bit for bit, on every
+// architecture. No __CUDA_ARCH__ branches. Launch constants (FILL_THREADS, …) come from src/tuning.rs as -D.
+#pragma once
+
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+static_assert(sizeof(u64) == 8 && sizeof(size_t) == 8, "device pointers and sizes have 64 bits");
+
+constexpr u32 WARP = 32;
+constexpr u32 ALL_LANES = 0xffffffffu;
+
+// One gate's block of H columns in the 4H axis: i, f, g, o, as in Keras and PyTorch.
+constexpr u32 GATE_I = 0;
+constexpr u32 GATE_F = 1;
+constexpr u32 GATE_G = 2;
+constexpr u32 GATE_O = 3;
+constexpr u32 GATES = 4;
+
+// backend::StepState: one row of the epoch's table of steps.
+struct StepState {
+    u64 t;
+    float lr;
+    float weight_decay;
+    float clip_norm;
+    u32 batch_start;
+    u32 rows;
+    u32 reserved;
+};
+static_assert(sizeof(StepState) == 32, "as backend::StepState");
+
+// metrics::Metrics on the device.
+struct MetricSums {
+    double loss_sum;
+    u64 batches;
+    u64 correct;
+    u64 examples;
+};
+static_assert(sizeof(MetricSums) == 32, "as backend::cuda::MetricSums");
+
+__device__ __forceinline__ u32 ceil_div(u32 a, u32 b) { return (a + b - 1) / b; }
+
+// ---------------------------------------------------------------- activations
+
+// x = n·ln 2 + r with an integer n and |r| <= ln 2 / 2 (and a little): sets n, returns exp(r) − 1.
+// For |x| <= 104. Minimax coefficients of Cephes' expf; ln 2 in two parts, of which the first makes n·LN2_HI exact.
+__device__ __forceinline__ float reduced_expm1(float x, int& n) {
+    constexpr float ROUND = 12582912.0f;  // 1.5·2^23: adding it rounds to an integer that stands in the low bits
+    constexpr float LOG2_E = 1.44269504f;
+    constexpr float LN2_HI = 355.0f / 512.0f;
+    constexpr float LN2_LO = -2.12194440e-4f;
+    const float rounded = fmaf(x, LOG2_E, ROUND);
+    const float whole = rounded - ROUND;
+    const float r = fmaf(-whole, LN2_LO, fmaf(-whole, LN2_HI, x));
+    float p = 1.9875691e-4f;
+    p = fmaf(p, r, 1.3981999e-3f);
+    p = fmaf(p, r, 8.3334519e-3f);
+    p = fmaf(p, r, 4.1665795e-2f);
+    p = fmaf(p, r, 1.6666665e-1f);
+    p = fmaf(p, r, 0.5f);
+    n = (int)(__float_as_uint(rounded) - __float_as_uint(ROUND));
+    return fmaf(p, r * r, r);
+}
+
+// 2^n for −126 <= n <= 127.
+__device__ __forceinline__ float power_of_two(int n) { return __uint_as_float((u32)(n + 127) << 23); }
+
+// e^x. A NaN stays one.
+__device__ __forceinline__ float strict_exp(float x) {
+    // Beyond these the result is 0 or infinite anyway. Written so that a NaN passes through.
+    x = x > 89.0f ? 89.0f : x;
+    x = x < -104.0f ? -104.0f : x;
+    int n;
+    const float expm1 = reduced_expm1(x, n);
+    // Two factors: 2^n may be out of range where the product is subnormal or just below infinity.
+    const int half = n >> 1;
+    return (1.0f + expm1) * power_of_two(half) * power_of_two(n - half);
+}
+
+// sigmoid(x) = 1/(1+e^−x), or tanh(x), by one sequence of instructions: lanes of a warp that need the one and the other do not
+// part. sigmoid from e^−|x|, which cannot overflow, so that small results keep their relative accuracy; tanh from e^2|x| − 1,
+// which keeps it where x is small.
+__device__ __forceinline__ float sigmoid_or_tanh(float x, bool is_tanh) {
+    const float a = fabsf(x);
+    const float z = is_tanh ? (a > 10.0f ? 20.0f : a + a) : (a > 104.0f ? -104.0f : -a);
+    int n;
+    const float expm1 = reduced_expm1(z, n);
+    const int half = n >> 1;
+    const float low = power_of_two(half), high = power_of_two(n - half);
+    const float e = (1.0f + expm1) * low * high;  // sigmoid: e^−|x|
+    const float scale = low * high;
+    const float em1 = fmaf(scale, expm1, scale - 1.0f);  // tanh: e^2|x| − 1
+    const float numerator = is_tanh ? em1 : (x < 0.0f ? e : 1.0f);
+    const float denominator = is_tanh ? em1 + 2.0f : 1.0f + e;
+    const float y = numerator / denominator;
+    return is_tanh ? copysignf(y, x) : y;
+}
+
+__device__ __forceinline__ float strict_sigmoid(float x) { return sigmoid_or_tanh(x, false); }
+__device__ __forceinline__ float strict_tanh(float x) { return sigmoid_or_tanh(x, true); }
+
+// Natural logarithm (Cephes' logf): x = 2^n·(1+f) with 1+f in [√½, √2). NaN for x < 0 and NaN, −∞ for 0.
+__device__ __forceinline__ float strict_log(float x) {
+    if (!(x > 0.0f)) return x == 0.0f ? __uint_as_float(0xff800000u) : __uint_as_float(0x7fffffffu);
+    if (x == __uint_as_float(0x7f800000u)) return x;
+    int n = 0;
+    if (x < 1.17549435e-38f) {  // subnormal
+        x *= 8388608.0f;
+        n = -23;
+    }
+    const u32 bits = __float_as_uint(x);
+    n += (int)(bits >> 23) - 126;
+    float m = __uint_as_float((bits & 0x007fffffu) | 0x3f000000u);  // [½, 1)
+    if (m < 0.707106781f) {
+        m += m;
+        n -= 1;
+    }
+    const float f = m - 1.0f;
+    float p = 7.0376836292e-2f;
+    p = fmaf(p, f, -1.1514610310e-1f);
+    p = fmaf(p, f, 1.1676998740e-1f);
+    p = fmaf(p, f, -1.2420140846e-1f);
+    p = fmaf(p, f, 1.4249322787e-1f);
+    p = fmaf(p, f, -1.6668057665e-1f);
+    p = fmaf(p, f, 2.0000714765e-1f);
+    p = fmaf(p, f, -2.4999993993e-1f);
+    p = fmaf(p, f, 3.3333331174e-1f);
+    const float square = f * f;
+    const float whole = (float)n;
+    float y = p * f * square;
+    y = fmaf(whole, -2.12194440e-4f, y);
+    y = fmaf(-0.5f, square, y);
+    return fmaf(whole, 0.693359375f, f + y);
+}
+
+// Derivatives, named by what they take.
+__device__ __forceinline__ float d_sigmoid(float sigmoid_output) { return sigmoid_output * (1.0f - sigmoid_output); }
+__device__ __forceinline__ float d_tanh(float tanh_output) { return fmaf(-tanh_output, tanh_output, 1.0f); }
+
+// ---------------------------------------------------------------- reductions
+
+// Sums over the warp by halves; every lane gets the same bits (a + b is b + a).
+__device__ __forceinline__ float warp_sum(float x) {
+#pragma unroll
+    for (u32 step = WARP / 2; step > 0; step /= 2) x += __shfl_xor_sync(ALL_LANES, x, step);
+    return x;
+}
+
+__device__ __forceinline__ double warp_sum(double x) {
+#pragma unroll
+    for (u32 step = WARP / 2; step > 0; step /= 2) x += __shfl_xor_sync(ALL_LANES, x, step);
+    return x;
+}
+
+__device__ __forceinline__ u32 warp_sum(u32 x) {
+#pragma unroll
+    for (u32 step = WARP / 2; step > 0; step /= 2) x += __shfl_xor_sync(ALL_LANES, x, step);
+    return x;
+}

@@ -1,0 +1,170 @@
+// LSTM, one time step, any H (Hochreiter & Schmidhuber 1997 with the forget gate of Gers et al. 2000; one bias, no peepholes).
+//
+//   forward    pre = b + x·W + h_prev·U, or pre = given + x·W + h_prev·U;  i, f, o = sigmoid;  g = tanh
+//              c = f∘c_prev + i∘g      h = o∘tanh(c)
+//   backward   dh_all = dpre_next·Uᵀ + dh + dh_more      dc_all = dc + dh_all∘o∘(1 − tanh(c)²)
+//              dpre_i = dc_all∘g∘i(1−i)   dpre_f = dc_all∘c_prev∘f(1−f)   dpre_g = dc_all∘i∘(1−g²)   dpre_o = dh_all∘tanh(c)∘o(1−o)
+//              dc_prev = dc_all∘f
+// Shapes: x [B,E], h h_prev c c_prev dh dc [B,H], W [E,4H], U [H,4H], b [4H], gates pre dpre [B,4H]; gates are the activated ones.
+// Backward of a time step takes dpre of the step after it, so that one launch a step does product, activations and state; dx, dW,
+// dU and db are products of dpre that the host forms by gemm.
+//
+// A block computes CELL_ROWS batch rows × CELL_UNITS units; a thread two rows of one unit, all four gates. Strips of CELL_K of the
+// summed dimension pass through shared memory. Every sum is one chain of fmaf: inputs first, then the recurrent part.
+// Launch: grid (⌈H/CELL_UNITS⌉, ⌈B/CELL_ROWS⌉), block CELL_THREADS.
+#include "common.cuh"
+
+constexpr u32 CELL_K = 16;
+constexpr u32 ROW_PAIRS = CELL_ROWS / 2;
+static_assert(CELL_THREADS == ROW_PAIRS * CELL_UNITS, "a thread computes two rows of a unit");
+static_assert(CELL_ROWS * CELL_K % CELL_THREADS == 0 && CELL_UNITS * CELL_K <= CELL_THREADS, "strips are loaded evenly");
+
+// A strip [CELL_ROWS, CELL_K] of a row-major operand [rows, k]; what lies outside is 0.
+__device__ __forceinline__ void load_rows(const float* operand, u32 first_row, u32 rows, u32 first_k, u32 k,
+                                          float (*strip)[CELL_ROWS + 1]) {
+#pragma unroll
+    for (u32 i = threadIdx.x; i < CELL_ROWS * CELL_K; i += CELL_THREADS) {
+        const u32 inner = i % CELL_K;
+        const u32 row = i / CELL_K;
+        const bool inside = first_row + row < rows && first_k + inner < k;
+        strip[inner][row] = inside ? operand[(u64)(first_row + row) * k + first_k + inner] : 0.0f;
+    }
+}
+
+// sum[r] += operand[row r, 0..k] · weights[0..k, the four gates of this thread's unit]. Every thread of the block takes part.
+__device__ __forceinline__ void add_product(const float* operand, const float* weights, u32 k, u32 batch, u32 hidden,
+                                            float (*rows)[CELL_ROWS + 1], float4 (*gates)[CELL_UNITS], float (&sum)[2][GATES]) {
+    const u32 first_row = blockIdx.y * CELL_ROWS;
+    const u32 first_unit = blockIdx.x * CELL_UNITS;
+    const u32 unit = threadIdx.x % CELL_UNITS;
+    const u32 pair = threadIdx.x / CELL_UNITS;
+    for (u32 first_k = 0; first_k < k; first_k += CELL_K) {
+        load_rows(operand, first_row, batch, first_k, k, rows);
+#pragma unroll
+        for (u32 i = threadIdx.x; i < CELL_UNITS * CELL_K * GATES; i += CELL_THREADS) {
+            const u32 at_unit = i % CELL_UNITS;
+            const u32 gate = i / CELL_UNITS % GATES;
+            const u32 inner = i / (CELL_UNITS * GATES);
+            const bool inside = first_unit + at_unit < hidden && first_k + inner < k;
+            const u64 at = (u64)(first_k + inner) * GATES * hidden + gate * hidden + first_unit + at_unit;
+            ((float*)&gates[inner][at_unit])[gate] = inside ? weights[at] : 0.0f;
+        }
+        __syncthreads();
+#pragma unroll
+        for (u32 inner = 0; inner < CELL_K; ++inner) {
+            const float4 w = gates[inner][unit];
+#pragma unroll
+            for (u32 r = 0; r < 2; ++r) {
+                const float factor = rows[inner][pair + r * ROW_PAIRS];
+                sum[r][GATE_I] = fmaf(factor, w.x, sum[r][GATE_I]);
+                sum[r][GATE_F] = fmaf(factor, w.y, sum[r][GATE_F]);
+                sum[r][GATE_G] = fmaf(factor, w.z, sum[r][GATE_G]);
+                sum[r][GATE_O] = fmaf(factor, w.w, sum[r][GATE_O]);
+            }
+        }
+        // The strips are written anew.
+        __syncthreads();
+    }
+}
+
+// pre may be null (then the sums start from b) and may be the same array as gates: a thread reads what it later writes.
+extern "C" __global__ void __launch_bounds__(CELL_THREADS)
+lstm_cell_forward(const float* x, const float* h_prev, const float* c_prev, const float* w, const float* u, const float* b,
+                  const float* pre, float* gates, float* h, float* c, u32 batch, u32 e, u32 hidden) {
+    __shared__ float row_strip[CELL_K][CELL_ROWS + 1];
+    __shared__ float4 gate_strip[CELL_K][CELL_UNITS];
+    const u32 unit = blockIdx.x * CELL_UNITS + threadIdx.x % CELL_UNITS;
+    const u32 first_row = blockIdx.y * CELL_ROWS + threadIdx.x / CELL_UNITS;
+
+    float sum[2][GATES];
+#pragma unroll
+    for (u32 r = 0; r < 2; ++r) {
+        const u32 row = first_row + r * ROW_PAIRS;
+#pragma unroll
+        for (u32 gate = 0; gate < GATES; ++gate) {
+            const u64 col = (u64)gate * hidden + unit;
+            const bool inside = unit < hidden && row < batch;
+            sum[r][gate] = !inside ? 0.0f : pre ? pre[(u64)row * GATES * hidden + col] : b[col];
+        }
+    }
+    add_product(x, w, e, batch, hidden, row_strip, gate_strip, sum);
+    add_product(h_prev, u, hidden, batch, hidden, row_strip, gate_strip, sum);
+
+#pragma unroll
+    for (u32 r = 0; r < 2; ++r) {
+        const u32 row = first_row + r * ROW_PAIRS;
+        if (unit >= hidden || row >= batch) continue;
+        const float i = strict_sigmoid(sum[r][GATE_I]);
+        const float f = strict_sigmoid(sum[r][GATE_F]);
+        const float g = strict_tanh(sum[r][GATE_G]);
+        const float o = strict_sigmoid(sum[r][GATE_O]);
+        const u64 state = (u64)row * hidden + unit;
+        float* gate_row = gates + (u64)row * GATES * hidden + unit;
+        gate_row[GATE_I * hidden] = i;
+        gate_row[GATE_F * hidden] = f;
+        gate_row[GATE_G * hidden] = g;
+        gate_row[GATE_O * hidden] = o;
+        const float c_new = fmaf(f, c_prev[state], i * g);
+        c[state] = c_new;
+        h[state] = o * strict_tanh(c_new);
+    }
+}
+
+// Null: dpre_next (no later step), dh, dh_more, dc count as 0. dc_prev may be the same array as dc.
+extern "C" __global__ void __launch_bounds__(CELL_THREADS)
+lstm_cell_backward(const float* dpre_next, const float* u, const float* gates, const float* c_prev, const float* c, const float* dh,
+                   const float* dh_more, const float* dc, float* dpre, float* dc_prev, u32 batch, u32 hidden) {
+    __shared__ float row_strip[CELL_K][CELL_ROWS + 1];
+    __shared__ float u_strip[CELL_K][CELL_UNITS + 1];
+    const u32 at_unit = threadIdx.x % CELL_UNITS;
+    const u32 pair = threadIdx.x / CELL_UNITS;
+    const u32 unit = blockIdx.x * CELL_UNITS + at_unit;
+    const u32 columns = GATES * hidden;
+
+    float dh_all[2] = {0.0f, 0.0f};
+    if (dpre_next) {
+        for (u32 first_k = 0; first_k < columns; first_k += CELL_K) {
+            load_rows(dpre_next, blockIdx.y * CELL_ROWS, batch, first_k, columns, row_strip);
+            if (threadIdx.x < CELL_UNITS * CELL_K) {
+                const u32 inner = threadIdx.x % CELL_K;
+                const u32 strip_unit = threadIdx.x / CELL_K;
+                const u32 from = blockIdx.x * CELL_UNITS + strip_unit;
+                const bool inside = from < hidden && first_k + inner < columns;
+                u_strip[inner][strip_unit] = inside ? u[(u64)from * columns + first_k + inner] : 0.0f;
+            }
+            __syncthreads();
+#pragma unroll
+            for (u32 inner = 0; inner < CELL_K; ++inner) {
+#pragma unroll
+                for (u32 r = 0; r < 2; ++r) {
+                    dh_all[r] = fmaf(row_strip[inner][pair + r * ROW_PAIRS], u_strip[inner][at_unit], dh_all[r]);
+                }
+            }
+            // The strips are written anew.
+            __syncthreads();
+        }
+    }
+
+#pragma unroll
+    for (u32 r = 0; r < 2; ++r) {
+        const u32 row = blockIdx.y * CELL_ROWS + pair + r * ROW_PAIRS;
+        if (unit >= hidden || row >= batch) continue;
+        const u64 state = (u64)row * hidden + unit;
+        const float* gate_row = gates + (u64)row * columns + unit;
+        const float i = gate_row[GATE_I * hidden];
+        const float f = gate_row[GATE_F * hidden];
+        const float g = gate_row[GATE_G * hidden];
+        const float o = gate_row[GATE_O * hidden];
+        float dh_sum = dh_all[r];
+        if (dh) dh_sum += dh[state];
+        if (dh_more) dh_sum += dh_more[state];
+        const float tanh_c = strict_tanh(c[state]);
+        const float dc_all = fmaf(dh_sum * o, d_tanh(tanh_c), dc ? dc[state] : 0.0f);
+        float* dpre_row = dpre + (u64)row * columns + unit;
+        dpre_row[GATE_I * hidden] = dc_all * g * d_sigmoid(i);
+        dpre_row[GATE_F * hidden] = dc_all * c_prev[state] * d_sigmoid(f);
+        dpre_row[GATE_G * hidden] = dc_all * i * d_tanh(g);
+        dpre_row[GATE_O * hidden] = dh_sum * tanh_c * d_sigmoid(o);
+        dc_prev[state] = dc_all * f;
+    }
+}

@@ -1,0 +1,305 @@
+// LSTM over a whole sequence in one launch, H <= 128; the equations stand in lstm_cell.cu.
+//
+// Rows of the batch are independent: a block takes one row (backward: one row after another) through all time steps, and blocks
+// never wait for each other. HP is H padded to 32, 64, 96 or 128; what is padded holds zeros, so that no sum depends on it.
+// A block has 4·HP threads. Thread tid belongs to unit tid/4; tid%4 is its gate, so that the four gates of a unit lie in one warp
+// and are exchanged by shuffles. One block barrier a time step: what threads exchange through shared memory is double-buffered.
+//
+//   forward    gates holds x·W + b on entry (one gemm over all time steps). A thread keeps its column of U in registers, the last
+//              output h lies in shared memory: pre = gates + h·U, four chains of fmaf (k mod 4), added as (0+1)+(2+3).
+//   backward   dh of the step before: thread (unit k, slice s) sums dpre[col]·U[k,col] over the columns 16j + 4s + i (chain i);
+//              the four slices are added by shuffles, (0+1)+(2+3). dpre lies in shared memory, U's slice in registers.
+//   _e16 _e32  backward also sums dW, dU and db of its rows in registers, last time step first, into partials[block]:
+//              [dW (E·4H) | dU (H·4H) | db (4H)]. Without the suffix: _h32 and _h64 sum dU and db, _h96 and _h128 nothing
+//              (gemm_tn and column_sums over dpre do the rest).
+//   _h128      half of U does not fit the registers. The first `staged` rows of that half (a multiple of 4) lie in dynamic shared
+//              memory, the rest is read from global memory (L2) in every time step: the order of the sums, and so the bits, do
+//              not depend on it.
+// Shapes: gates dpre [T,B,4H], h c [T+1,B,H] (row 0 the initial state), x [T,B,E], dh [T,B,H], h0 c0 dh_last dc_last dh0 dc0 [B,H].
+// Launch: forward grid B; backward any grid <= B, one partial a block; block 4·HP; dynamic shared staged·4·HP floats.
+#include "common.cuh"
+
+// Row `inner` of the part of U that is not in registers, from shared or global memory: thread's own element.
+template <u32 THREADS>
+__device__ __forceinline__ float streamed(const float* staged_u, u32 staged, u32 inner, const float* u, bool inside, u64 at) {
+    if (inner < staged) return staged_u[inner * THREADS + threadIdx.x];
+    return inside ? u[at] : 0.0f;
+}
+
+template <u32 HP, u32 KEPT>
+__device__ __forceinline__ void sequence_forward(const float* h0, const float* c0, const float* u, float* gates, float* h, float* c,
+                                                 u32 t, u32 batch, u32 hidden, u32 staged) {
+    constexpr u32 THREADS = GATES * HP;
+    __shared__ __align__(16) float h_shared[2][HP];
+    extern __shared__ float staged_u[];
+    const u32 unit = threadIdx.x / GATES;
+    const u32 gate = threadIdx.x % GATES;
+    const bool valid = unit < hidden;
+    const u32 row = blockIdx.x;
+    const u32 columns = GATES * hidden;
+    const u32 col = gate * hidden + unit;
+    const u32 quad = threadIdx.x % WARP / GATES * GATES;  // the unit's first lane
+
+    float kept[KEPT];
+#pragma unroll
+    for (u32 k = 0; k < KEPT; ++k) kept[k] = valid && k < hidden ? u[(u64)k * columns + col] : 0.0f;
+    if constexpr (KEPT < HP) {
+        for (u32 k = 0; k < staged; ++k) {
+            const bool inside = valid && KEPT + k < hidden;
+            staged_u[k * THREADS + threadIdx.x] = inside ? u[(u64)(KEPT + k) * columns + col] : 0.0f;
+        }
+    }
+
+    const u64 state = (u64)row * hidden + unit;
+    const u64 state_step = (u64)batch * hidden;
+    float c_now = valid && c0 ? c0[state] : 0.0f;
+    if (gate == GATE_I) {
+        const float h_now = valid && h0 ? h0[state] : 0.0f;
+        h_shared[0][unit] = h_now;
+        if (valid) h[state] = h_now;
+    }
+    if (gate == GATE_F && valid) c[state] = c_now;
+    __syncthreads();
+
+    float* gate_at = gates + (u64)row * columns + col;
+    const u64 gate_step = (u64)batch * columns;
+    float next = valid && t > 0 ? *gate_at : 0.0f;
+    for (u32 s = 0; s < t; ++s) {
+        const float given = next;
+        next = valid && s + 1 < t ? gate_at[gate_step] : 0.0f;
+        const float4* h_prev = (const float4*)h_shared[s % 2];
+        float chain[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+#pragma unroll
+        for (u32 j = 0; j < KEPT / 4; ++j) {
+            const float4 part = h_prev[j];
+            chain[0] = fmaf(part.x, kept[4 * j + 0], chain[0]);
+            chain[1] = fmaf(part.y, kept[4 * j + 1], chain[1]);
+            chain[2] = fmaf(part.z, kept[4 * j + 2], chain[2]);
+            chain[3] = fmaf(part.w, kept[4 * j + 3], chain[3]);
+        }
+        if constexpr (KEPT < HP) {
+            for (u32 inner = 0; inner < HP - KEPT; inner += 4) {
+                const float4 part = h_prev[(KEPT + inner) / 4];
+                const float parts[4] = {part.x, part.y, part.z, part.w};
+#pragma unroll
+                for (u32 i = 0; i < 4; ++i) {
+                    const u32 k = KEPT + inner + i;
+                    const bool inside = valid && k < hidden;
+                    const float weight = streamed<THREADS>(staged_u, staged, inner + i, u, inside, (u64)k * columns + col);
+                    chain[i] = fmaf(parts[i], weight, chain[i]);
+                }
+            }
+        }
+        const float pre = given + ((chain[0] + chain[1]) + (chain[2] + chain[3]));
+        const float gate_value = sigmoid_or_tanh(pre, gate == GATE_G);
+        const float i = __shfl_sync(ALL_LANES, gate_value, quad + GATE_I);
+        const float f = __shfl_sync(ALL_LANES, gate_value, quad + GATE_F);
+        const float g = __shfl_sync(ALL_LANES, gate_value, quad + GATE_G);
+        const float o = __shfl_sync(ALL_LANES, gate_value, quad + GATE_O);
+        // All four lanes of the unit compute its state.
+        c_now = fmaf(f, c_now, i * g);
+        const float h_now = o * strict_tanh(c_now);
+        const u64 at = state + (s + 1) * state_step;
+        if (gate == GATE_I) h_shared[(s + 1) % 2][unit] = h_now;
+        if (valid) {
+            *gate_at = gate_value;
+            if (gate == GATE_I) h[at] = h_now;
+            if (gate == GATE_F) c[at] = c_now;
+        }
+        gate_at += gate_step;
+        __syncthreads();
+    }
+}
+
+// EP: how many input columns dW is summed for (0: none). SUMS: dU and db are summed.
+template <u32 HP, u32 KEPT, u32 EP, bool SUMS>
+__device__ __forceinline__ void sequence_backward(const float* x, const float* u, const float* gates, const float* h,
+                                                  const float* c, const float* dh, const float* dh_last, const float* dc_last,
+                                                  float* dpre, float* dh0, float* dc0, float* partials, u32 t, u32 batch, u32 e,
+                                                  u32 hidden, u64 stride, u32 staged) {
+    constexpr u32 THREADS = GATES * HP;
+    constexpr u32 SLICE = 4;  // neighbouring columns of one slice
+    __shared__ __align__(16) float dpre_shared[2][GATES * HP];
+    __shared__ __align__(16) float h_shared[2][SUMS ? HP : 1];
+    __shared__ __align__(16) float x_shared[2][EP > 0 ? EP : 1];
+    extern __shared__ float staged_u[];
+    const u32 unit = threadIdx.x / GATES;
+    const u32 gate = threadIdx.x % GATES;  // also the slice of U
+    const bool valid = unit < hidden;
+    const u32 columns = GATES * hidden;
+    const u32 col = gate * hidden + unit;
+    const u32 quad = threadIdx.x % WARP / GATES * GATES;
+
+    // Element n of the thread's slice of row `unit` of U stands at column 16·(n/4) + 4·slice + n%4.
+    const u32 first = SLICE * gate;
+    float kept[KEPT];
+#pragma unroll
+    for (u32 n = 0; n < KEPT; ++n) {
+        const u32 from = n / SLICE * SLICE * GATES + first + n % SLICE;
+        kept[n] = valid && from < columns ? u[(u64)unit * columns + from] : 0.0f;
+    }
+    if constexpr (KEPT < HP) {
+        for (u32 n = 0; n < staged; ++n) {
+            const u32 from = (KEPT + n) / SLICE * SLICE * GATES + first + n % SLICE;
+            staged_u[n * THREADS + threadIdx.x] = valid && from < columns ? u[(u64)unit * columns + from] : 0.0f;
+        }
+    }
+    // Columns past 4H stay 0.
+    dpre_shared[0][threadIdx.x] = 0.0f;
+    dpre_shared[1][threadIdx.x] = 0.0f;
+    if (SUMS && threadIdx.x < HP) {
+        h_shared[0][threadIdx.x] = 0.0f;
+        h_shared[1][threadIdx.x] = 0.0f;
+    }
+    if (EP > 0 && threadIdx.x < EP) {
+        x_shared[0][threadIdx.x] = 0.0f;
+        x_shared[1][threadIdx.x] = 0.0f;
+    }
+    __syncthreads();
+
+    float du[SUMS ? HP : 1];
+    float dw[EP > 0 ? EP : 1];
+    float db = 0.0f;
+#pragma unroll
+    for (u32 k = 0; k < (SUMS ? HP : 1); ++k) du[k] = 0.0f;
+#pragma unroll
+    for (u32 k = 0; k < (EP > 0 ? EP : 1); ++k) dw[k] = 0.0f;
+
+    u32 buffer = 0;
+    const u64 state_step = (u64)batch * hidden;
+    for (u32 row = blockIdx.x; row < batch; row += gridDim.x) {
+        const u64 state = (u64)row * hidden + unit;
+        float dh_now = valid && dh_last ? dh_last[state] : 0.0f;
+        float dc_now = valid && dc_last ? dc_last[state] : 0.0f;
+        float c_now = valid ? c[state + t * state_step] : 0.0f;
+        for (u32 s = t; s-- > 0;) {
+            const u64 at = state + s * state_step;
+            const u64 token = (u64)s * batch + row;
+            const float own = valid ? gates[token * columns + col] : 0.0f;
+            const float c_prev = valid ? c[at] : 0.0f;
+            if (dh && valid) dh_now += dh[at];
+            if (SUMS && threadIdx.x < hidden) h_shared[buffer][threadIdx.x] = h[token * hidden + threadIdx.x];
+            if (EP > 0 && threadIdx.x < e) x_shared[buffer][threadIdx.x] = x[token * e + threadIdx.x];
+
+            const float i = __shfl_sync(ALL_LANES, own, quad + GATE_I);
+            const float f = __shfl_sync(ALL_LANES, own, quad + GATE_F);
+            const float g = __shfl_sync(ALL_LANES, own, quad + GATE_G);
+            const float o = __shfl_sync(ALL_LANES, own, quad + GATE_O);
+            const float tanh_c = strict_tanh(c_now);
+            const float dc_all = fmaf(dh_now * o, d_tanh(tanh_c), dc_now);
+            // The gate's own derivative is a product of three.
+            const float outer = gate == GATE_O ? dh_now : dc_all;
+            const float other = gate == GATE_I ? g : gate == GATE_F ? c_prev : gate == GATE_G ? i : tanh_c;
+            const float slope = gate == GATE_G ? d_tanh(own) : d_sigmoid(own);
+            const float dpre_own = outer * other * slope;
+            dc_now = dc_all * f;
+            c_now = c_prev;
+            if (valid) {
+                dpre[token * columns + col] = dpre_own;
+                dpre_shared[buffer][col] = dpre_own;
+            }
+            __syncthreads();
+
+            const float4* dpre_all = (const float4*)dpre_shared[buffer];
+            float chain[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+#pragma unroll
+            for (u32 j = 0; j < KEPT / 4; ++j) {
+                const float4 part = dpre_all[j * GATES + gate];
+                chain[0] = fmaf(part.x, kept[4 * j + 0], chain[0]);
+                chain[1] = fmaf(part.y, kept[4 * j + 1], chain[1]);
+                chain[2] = fmaf(part.z, kept[4 * j + 2], chain[2]);
+                chain[3] = fmaf(part.w, kept[4 * j + 3], chain[3]);
+            }
+            if constexpr (KEPT < HP) {
+                for (u32 inner = 0; inner < HP - KEPT; inner += 4) {
+                    const u32 j = (KEPT + inner) / 4;
+                    const float4 part = dpre_all[j * GATES + gate];
+                    const float parts[4] = {part.x, part.y, part.z, part.w};
+#pragma unroll
+                    for (u32 n = 0; n < 4; ++n) {
+                        const u32 from = j * SLICE * GATES + first + n;
+                        const bool inside = valid && from < columns;
+                        const float weight =
+                            streamed<THREADS>(staged_u, staged, inner + n, u, inside, (u64)unit * columns + from);
+                        chain[n] = fmaf(parts[n], weight, chain[n]);
+                    }
+                }
+            }
+            dh_now = (chain[0] + chain[1]) + (chain[2] + chain[3]);
+            dh_now += __shfl_xor_sync(ALL_LANES, dh_now, 1);
+            dh_now += __shfl_xor_sync(ALL_LANES, dh_now, 2);
+
+            if constexpr (SUMS) {
+                const float4* h_prev = (const float4*)h_shared[buffer];
+#pragma unroll
+                for (u32 j = 0; j < HP / 4; ++j) {
+                    const float4 part = h_prev[j];
+                    du[4 * j + 0] = fmaf(part.x, dpre_own, du[4 * j + 0]);
+                    du[4 * j + 1] = fmaf(part.y, dpre_own, du[4 * j + 1]);
+                    du[4 * j + 2] = fmaf(part.z, dpre_own, du[4 * j + 2]);
+                    du[4 * j + 3] = fmaf(part.w, dpre_own, du[4 * j + 3]);
+                }
+                db += dpre_own;
+            }
+            if constexpr (EP > 0) {
+                const float4* x_now = (const float4*)x_shared[buffer];
+#pragma unroll
+                for (u32 j = 0; j < EP / 4; ++j) {
+                    const float4 part = x_now[j];
+                    dw[4 * j + 0] = fmaf(part.x, dpre_own, dw[4 * j + 0]);
+                    dw[4 * j + 1] = fmaf(part.y, dpre_own, dw[4 * j + 1]);
+                    dw[4 * j + 2] = fmaf(part.z, dpre_own, dw[4 * j + 2]);
+                    dw[4 * j + 3] = fmaf(part.w, dpre_own, dw[4 * j + 3]);
+                }
+            }
+            // The other buffer was last read before the barrier above.
+            buffer ^= 1;
+        }
+        if (valid && gate == GATE_I && dh0) dh0[state] = dh_now;
+        if (valid && gate == GATE_F && dc0) dc0[state] = dc_now;
+    }
+
+    if (SUMS && valid) {
+        partials += blockIdx.x * stride;
+        if constexpr (EP > 0) {
+#pragma unroll
+            for (u32 k = 0; k < EP; ++k) {
+                if (k < e) partials[(u64)k * columns + col] = dw[k];
+            }
+        }
+        partials += (u64)e * columns;
+#pragma unroll
+        for (u32 k = 0; k < HP; ++k) {
+            if (k < hidden) partials[(u64)k * columns + col] = du[k];
+        }
+        partials[(u64)hidden * columns + col] = db;
+    }
+}
+
+#define FORWARD(hp, kept)                                                                                                       \
+    extern "C" __global__ void __launch_bounds__(GATES* hp)                                                                     \
+    lstm_sequence_forward_h##hp(const float* h0, const float* c0, const float* u, float* gates, float* h, float* c, u32 t,      \
+                                u32 batch, u32 hidden, u32 staged) {                                                            \
+        sequence_forward<hp, kept>(h0, c0, u, gates, h, c, t, batch, hidden, staged);                                           \
+    }
+FORWARD(32, 32)
+FORWARD(64, 64)
+FORWARD(96, 96)
+FORWARD(128, 128 - SEQUENCE_STREAMED)
+
+#define BACKWARD(name, hp, kept, ep, sums)                                                                                      \
+    extern "C" __global__ void __launch_bounds__(GATES* hp)                                                                     \
+    lstm_sequence_backward_##name(const float* x, const float* u, const float* gates, const float* h, const float* c,           \
+                                  const float* dh, const float* dh_last, const float* dc_last, float* dpre, float* dh0,         \
+                                  float* dc0, float* partials, u32 t, u32 batch, u32 e, u32 hidden, u64 stride, u32 staged) {   \
+        sequence_backward<hp, kept, ep, sums>(x, u, gates, h, c, dh, dh_last, dc_last, dpre, dh0, dc0, partials, t, batch, e,   \
+                                              hidden, stride, staged);                                                          \
+    }
+BACKWARD(h32_e16, 32, 32, 16, true)
+BACKWARD(h32_e32, 32, 32, 32, true)
+BACKWARD(h32, 32, 32, 0, true)
+BACKWARD(h64_e16, 64, 64, 16, true)
+BACKWARD(h64_e32, 64, 64, 32, true)
+BACKWARD(h64, 64, 64, 0, true)
+BACKWARD(h96, 96, 96, 0, false)
+BACKWARD(h128, 128, 128 - SEQUENCE_STREAMED, 0, false)

@@ -1,0 +1,3 @@
+//! The CUDA back end.
+
+pub mod image;

@@ -1,0 +1,57 @@
+//! Launch constants: written once here, used by the launches as `tuning::NAME` and by the kernels as `NAME`.
+//!
+//! The build script reads this very file and hands every constant to NVRTC as `-DNAME=VALUE`; a kernel refuses to
+//! compile without it. A change makes the committed PTX stale: `scripts/ptx` renews it.
+
+/// Declares the constants and the list that the build script reads.
+macro_rules! launch_constants {
+    ($($(#[$doc:meta])+ $name:ident = $value:expr;)+) => {
+        $($(#[$doc])+ pub const $name: u32 = $value;)+
+
+        /// Every constant's name and value, as the kernels get them.
+        pub const DEFINES: &[(&str, u32)] = &[$((stringify!($name), $name)),+];
+    };
+}
+
+launch_constants! {
+    /// Threads of a block of `fill`.
+    FILL_THREADS = 256;
+    /// Threads of a block of kernels that give each thread an element.
+    ELEMENT_THREADS = 256;
+
+    /// Rows of the embedding table that a block of `embedding_backward` owns.
+    EMBEDDING_ROWS = 64;
+    /// Threads of a block of `embedding_backward`; each chunk of tokens is four a thread.
+    EMBEDDING_THREADS = 256;
+
+    /// Side of a block's tile of a matrix product.
+    GEMM_TILE = 64;
+    /// Elements of the summed dimension that pass through shared memory at a time.
+    GEMM_K = 16;
+    /// Threads of a block of a matrix product: 4 by 4 elements each.
+    GEMM_THREADS = 256;
+    /// Threads of a block of `column_sums`, a column each.
+    COLUMN_THREADS = 64;
+
+    /// Batch rows of a block of the LSTM cell.
+    CELL_ROWS = 32;
+    /// Hidden units of a block of the LSTM cell.
+    CELL_UNITS = 16;
+    /// Threads of a block of the LSTM cell: two rows of a unit each.
+    CELL_THREADS = 256;
+
+    /// Rows of U that the sequence kernels for 128 units keep out of the registers, so that 512 threads fit a multiprocessor.
+    SEQUENCE_STREAMED = 64;
+    /// Most blocks, and so most partial sums, of the backward pass over a sequence.
+    SEQUENCE_PARTIALS = 128;
+
+    /// Warps of a block of the dense and cross-entropy kernels, an output or a row each.
+    DENSE_WARPS = 8;
+    /// Threads of the one block that adds up loss and accuracy.
+    METRIC_THREADS = 256;
+
+    /// Threads of a block of Adam, an element each.
+    ADAM_THREADS = 256;
+    /// Blocks of the norm of the gradient, and so its partial sums.
+    NORM_BLOCKS = 128;
+}

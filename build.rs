@@ -447,7 +447,10 @@ impl Built {
         let mut rows = Vec::new();
         for ((unit, target), compiled) in jobs.iter().zip(finish(&jobs)?) {
             let Target::Cubin(arch) = *target else { continue };
-            rows.extend(Row::parse(&unit.stem, &target.arch(), &compiled.log));
+            let mut found = Row::parse(&unit.stem, &target.arch(), &compiled.log);
+            // ptxas starts at the end; the table has the source's order.
+            found.sort_by_key(|row| ptx[&unit.stem].find(&format!(".entry {}(", row.kernel)));
+            rows.extend(found);
             if SHIPPED.contains(&arch) {
                 cubins.entry(unit.stem.clone()).or_default().push((arch, compiled.image));
             }

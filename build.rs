@@ -99,10 +99,10 @@ fn run() -> Result<()> {
                 Err(reasons) => Err(format!(
                     "The CUDA kernels cannot be built: {why}, and the committed PTX in kernels/ptx does not belong to \
                      these sources:\n  {}\n\
-                     On Linux x86-64 run scripts/nvrtc (it fetches NVRTC {PINNED}, 24 MB, no driver or GPU needed), \
-                     then build again;\nscripts/ptx then renews the committed PTX. Or install CUDA 12.1 or later and \
-                     set CUDA_PATH or NVRTC_PATH.\nIf the kernels were not edited, restore kernels/ and \
-                     src/tuning.rs: bytes count, line ends too.",
+                     On Linux x86-64 run scripts/nvrtc (it fetches NVRTC {PINNED}, 24 MB, no driver or GPU needed) \
+                     and build again without\nRECURVE_NVRTC; scripts/ptx then renews the committed PTX. Or install \
+                     CUDA 12.1 or later and set CUDA_PATH or NVRTC_PATH.\nIf the kernels were not edited, restore \
+                     kernels/ and src/tuning.rs: bytes count, line ends too.",
                     reasons.join("\n  ")
                 )),
             }
@@ -206,13 +206,20 @@ impl Tree {
             sources.insert(name.clone(), sha256(text.as_bytes()));
         }
         let defines: BTreeMap<_, _> = tuning::DEFINES.iter().copied().collect();
-        json!({
-            "nvrtc": version,
+        let mut manifest = json!({
             "baseline": format!("compute_{BASELINE}"),
             "options": OPTIONS,
             "defines": defines,
             "sources": sources,
-        })
+        });
+        manifest["key"] = sha256(manifest.to_string().as_bytes()).into();
+        manifest["nvrtc"] = version.into();
+        manifest
+    }
+
+    /// One hash of all that decides what the kernels do: sources, headers, options and constants.
+    fn key(&self) -> String {
+        self.manifest("")["key"].as_str().unwrap_or_default().to_string()
     }
 }
 
@@ -310,6 +317,10 @@ impl Committed {
         differences(&manifest["defines"], &expected["defines"], "src/tuning.rs: ", &mut reasons);
         differences(&manifest["sources"], &expected["sources"], "kernels/", &mut reasons);
 
+        if reasons.is_empty() && manifest["key"] != expected["key"] {
+            reasons.push("kernels/ptx/manifest.json has another key".into());
+        }
+
         // A file of kernels/ptx as text, if its hash is the manifest's.
         let mut checked = |name: &str, hash: &Value| {
             let text = read(&folder.join(name)).and_then(|bytes| {
@@ -404,7 +415,8 @@ impl Built {
         let mut version = format!("{major}.{minor}");
         for ((unit, _), compiled) in jobs.iter().zip(finish(&jobs)?) {
             for line in compiled.log.lines().filter(|line| !line.trim().is_empty()) {
-                warning(&format!("kernels/{line}"));
+                let place = if line.starts_with(&unit.stem) { "kernels/" } else { "" };
+                warning(&format!("{place}{line}"));
             }
             let text = String::from_utf8(compiled.image).map_err(|_| "NVRTC's PTX is not UTF-8")?;
             if let Some(full) = full_version(&text) {
@@ -435,7 +447,10 @@ impl Built {
         let mut rows = Vec::new();
         for ((unit, target), compiled) in jobs.iter().zip(finish(&jobs)?) {
             let Target::Cubin(arch) = *target else { continue };
-            rows.extend(Row::parse(&unit.stem, &target.arch(), &compiled.log));
+            let mut found = Row::parse(&unit.stem, &target.arch(), &compiled.log);
+            // ptxas starts at the end; the table has the source's order.
+            found.sort_by_key(|row| ptx[&unit.stem].find(&format!(".entry {}(", row.kernel)));
+            rows.extend(found);
             if SHIPPED.contains(&arch) {
                 cubins.entry(unit.stem.clone()).or_default().push((arch, compiled.image));
             }
@@ -543,6 +558,7 @@ fn embed(out: &Path, tree: &Tree, committed: Option<&Committed>, built: Option<&
         (None, None) => return Err("no kernels to embed".into()),
     };
     let _ = writeln!(code, "pub static ORIGIN: Origin = {origin};");
+    let _ = writeln!(code, "pub static KEY: &str = {:?};", tree.key());
     let version = committed.map(|committed| &committed.version);
     let _ = writeln!(code, "pub static COMMITTED_BY: Option<&str> = {version:?};");
     code.push_str("pub static RESOURCES: &[KernelResources] = &[\n");

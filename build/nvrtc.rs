@@ -94,7 +94,12 @@ impl Nvrtc {
             }
         }
         // SAFETY: a library of NVRTC's name, chosen by the user's environment or installed on the system.
-        let library = unsafe { Library::new(path) }.map_err(|e| format!("cannot be opened: {e}"))?;
+        let library = unsafe { Library::new(path) }.map_err(|e| {
+            // The loader's own words are in the source.
+            let cause =
+                std::error::Error::source(&e).map_or_else(|| e.to_string(), |cause| cause.to_string());
+            format!("cannot be opened: {cause}")
+        })?;
         let version: unsafe extern "C" fn(*mut c_int, *mut c_int) -> Code = symbol(&library, "nvrtcVersion")?;
         let (mut major, mut minor) = (0, 0);
         // SAFETY: two valid pointers, written during the call.

@@ -134,7 +134,7 @@ pub fn module(stem: &str) -> Option<&'static Module> {
 
 /// The images and the table in words, for `recurve info`: at most 110 columns as long as names have at most 36.
 pub fn describe() -> String {
-    let mut lines = vec![format!("kernels           {ORIGIN}")];
+    let mut lines = vec![format!("kernels           {ORIGIN}; sources {}", &KEY[..12])];
     let mut add = |name: &str, what: String| lines.push(format!("  {name:<15} {what}"));
     let distinct = |all: Vec<&'static str>| {
         let mut kept: Vec<&str> = Vec::new();
@@ -185,19 +185,21 @@ pub fn describe() -> String {
     lines.join("\n")
 }
 
-/// Gives a cubin the alignment of an ELF file's tables.
+/// Gives a cubin the alignment of an ELF file's tables. Without NVRTC there is no cubin.
+#[allow(dead_code)]
 #[repr(C, align(16))]
 struct Aligned<T>(T);
 
 mod generated {
     //! Written by the build script.
-    #![allow(missing_docs)]
+    #![allow(missing_docs, unused_imports)]
     use super::{Aligned, Cubin, KernelResources, Module, Origin};
     include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 }
 use generated::{COMMITTED_BY, RESOURCES};
-/// One for each kernels/*.cu, sorted by stem; where they come from.
-pub use generated::{MODULES, ORIGIN};
+/// `MODULES`: one for each kernels/*.cu, sorted by stem. `ORIGIN`: where they come from. `KEY`: a SHA-256 of their
+/// sources, headers, options and launch constants, which names them in records.
+pub use generated::{KEY, MODULES, ORIGIN};
 
 #[cfg(test)]
 mod tests {

@@ -10,6 +10,7 @@
 //! | [`checkpoint`] | model files |
 //! | [`tuning`] | launch constants of the CUDA kernels |
 //! | [`metrics`] | loss, accuracy, confusion matrix, AUC |
+//! | [`tuning`] | the launch constants of the CUDA kernels |
 //!
 //! # Dimensions
 //! `B` batch, `T` time, `E` embedding, `H` hidden, `V` vocabulary, `C` classes. Every array is row-major.

@@ -62,7 +62,7 @@ fn narrow<T: Real>(values: &[T]) -> Vec<f32> {
 }
 
 /// Checks that a state's arenas have the model's length.
-fn check_state(model: &Model, state: &TrainState) -> Result<()> {
+pub(super) fn check_state(model: &Model, state: &TrainState) -> Result<()> {
     let n = model.table.len();
     for (what, arena) in [("params", &state.params), ("m", &state.m), ("v", &state.v)] {
         if Extent::len(arena) != n {

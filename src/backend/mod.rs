@@ -6,9 +6,11 @@
 //!   metrics on a device.
 //!
 //! [`mod@reference`] is the oracle (plain loops in f32 or f64), [`cpu`] the one for machines without a GPU. Both get
-//! their engine from [`host::HostEngine`], which composes a step out of `Ops`.
+//! their engine from [`host::HostEngine`], which composes a step out of `Ops`. `cuda` (a feature of that name, on by
+//! default) drives GPUs with kernels of its own.
 
 pub mod cpu;
+#[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod host;
 mod real;
@@ -230,21 +232,22 @@ impl std::str::FromStr for Device {
 impl Device {
     /// An engine on this device with `threads` host threads (0: one for each core).
     ///
+    /// [`Device::Auto`] takes the first GPU if a driver and a device are there and the kernels load on it, else the
+    /// CPU; if there is a driver that cannot be used, the CPU's [`DeviceInfo::executed`] says why.
+    ///
     /// # Errors
-    /// [`Error::Device`](crate::Error::Device) if there is no such device; nothing falls back silently.
+    /// [`Error::Device`](crate::Error::Device) if there is no such device; what was asked for by name is never replaced
+    /// by something else.
     pub fn engine(&self, threads: usize) -> Result<Box<dyn Engine>> {
         match self {
-            // The CPU is the best there is until the CUDA back end lands.
-            Device::Auto | Device::Cpu => {
-                let cpu = cpu::Cpu::new(threads)?;
-                let info = DeviceInfo {
-                    device: "cpu".into(),
-                    name: cpu::processor_name(),
-                    executed: cpu::Cpu::executed(),
-                    threads: cpu.threads(),
-                };
-                Ok(Box::new(host::HostEngine::new(cpu, info)))
-            }
+            #[cfg(feature = "cuda")]
+            Device::Auto => match cuda::auto() {
+                Ok(engine) => Ok(Box::new(engine)),
+                Err(reason) => host_engine(threads, reason),
+            },
+            #[cfg(not(feature = "cuda"))]
+            Device::Auto => host_engine(threads, None),
+            Device::Cpu => host_engine(threads, None),
             Device::Reference => {
                 let info = DeviceInfo {
                     device: "reference".into(),
@@ -254,10 +257,25 @@ impl Device {
                 };
                 Ok(Box::new(host::HostEngine::new(reference::Reference::<f32>::new(), info)))
             }
+            #[cfg(feature = "cuda")]
+            Device::Cuda(ordinal) => Ok(Box::new(cuda::CudaEngine::new(cuda::Cuda::new(*ordinal)?))),
+            #[cfg(not(feature = "cuda"))]
             Device::Cuda(ordinal) => Err(crate::Error::device(
                 format!("cuda:{ordinal}"),
-                "this build of recurve has no CUDA back end yet; use --device cpu (or auto)",
+                "this build of recurve has no CUDA back end (it was built without the feature `cuda`); use --device cpu",
             )),
         }
     }
+}
+
+/// The engine of the CPU. `instead` says why it was chosen where a GPU would have been, if that needs saying.
+fn host_engine(threads: usize, instead: Option<String>) -> Result<Box<dyn Engine>> {
+    let cpu = cpu::Cpu::new(threads)?;
+    let executed = match instead {
+        Some(reason) => format!("{} (auto: {reason})", cpu::Cpu::executed()),
+        None => cpu::Cpu::executed(),
+    };
+    let info =
+        DeviceInfo { device: "cpu".into(), name: cpu::processor_name(), executed, threads: cpu.threads() };
+    Ok(Box::new(host::HostEngine::new(cpu, info)))
 }

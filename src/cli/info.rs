@@ -4,6 +4,7 @@ use super::ModelArgs;
 use clap::Args;
 use recurve::Result;
 use recurve::backend::Device;
+#[cfg(feature = "cuda")]
 use recurve::backend::cuda::image;
 use recurve::checkpoint::Checkpoint;
 use recurve::data::{IMDB_ARCHIVE, IMDB_WORD_INDEX, Words, data_folder, imdb_folders};
@@ -29,7 +30,10 @@ pub fn run(args: &InfoArgs) -> Result<()> {
             info.device, info.name, info.executed, info.threads
         ))?;
     }
-    super::say("device cuda       not in this build")?;
+    for line in cuda_lines() {
+        super::say(line)?;
+    }
+    #[cfg(feature = "cuda")]
     super::say(image::describe())?;
     if let Ok(folder) = data_folder() {
         super::say(format!("data folder       {}", folder.display()))?;
@@ -43,6 +47,54 @@ pub fn run(args: &InfoArgs) -> Result<()> {
     match Run::newest_model(&args.model.runs) {
         Ok(model) => super::say(format!("newest model      {0} (recurve info --model {0})", model.display())),
         Err(_) => super::say("newest model      none yet; make one with: recurve train"),
+    }
+}
+
+/// A line for each CUDA device, or why there is none.
+#[cfg(feature = "cuda")]
+fn cuda_lines() -> Vec<String> {
+    use recurve::backend::cuda::{Cuda, devices};
+    let count = match devices() {
+        Ok(count) => count,
+        Err(missing) => {
+            return vec![format!("device cuda       none: {}", reason(&missing.into_error("cuda")))];
+        }
+    };
+    let describe = |ordinal| {
+        let cuda = match Cuda::new(ordinal) {
+            Ok(cuda) => cuda,
+            Err(error) => {
+                return format!("device {:<10} not usable: {}", format!("cuda:{ordinal}"), reason(&error));
+            }
+        };
+        let info = cuda.info();
+        let gibibytes = cuda.memory() as f64 / (1u64 << 30) as f64;
+        let mut line = format!(
+            "device {:<10} {} ({}), {gibibytes:.1} GiB, {} of 64 streamed rows of U in shared memory",
+            info.device,
+            info.name,
+            info.executed,
+            cuda.staged_rows()
+        );
+        for refused in cuda.refused_images() {
+            line.push_str(&format!("; did not load {refused}"));
+        }
+        line
+    };
+    (0..count).map(describe).collect()
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda_lines() -> Vec<String> {
+    vec!["device cuda       not in this build (feature `cuda`)".to_string()]
+}
+
+/// An error about a device without the device's name.
+#[cfg(feature = "cuda")]
+fn reason(error: &recurve::Error) -> String {
+    match error {
+        recurve::Error::Device { message, .. } => message.clone(),
+        other => other.to_string(),
     }
 }
 

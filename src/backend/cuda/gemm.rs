@@ -1,0 +1,131 @@
+//! Launches the matrix products and `column_sums`, whole or cut into slices of the dimension summed over.
+
+use super::buffer::{View, ViewMut};
+use super::context::Context;
+use super::launch::{Call, blocks};
+use crate::backend::MatmulDims;
+use crate::error::{Error, Result};
+use crate::tuning::{COLUMN_THREADS, GEMM_K, GEMM_THREADS, GEMM_TILE};
+
+/// The most tiles along the rows of a result: the limit of a grid's second side.
+const MOST_ROW_TILES: u32 = 65_535;
+
+/// How the dimension summed over is cut. Slice `z` writes its own result, `stride` elements after the one before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Slices {
+    /// Slices.
+    pub(super) count: u32,
+    /// Elements from a slice's result to the next one's.
+    pub(super) stride: usize,
+}
+
+impl Slices {
+    /// One sum.
+    pub(super) const WHOLE: Slices = Slices { count: 1, stride: 0 };
+
+    /// The length of a slice of `k`: equal but for the last ones, and whole steps of the kernel.
+    fn length(self, k: usize) -> usize {
+        match self.count {
+            0 | 1 => k.max(1),
+            count => k.div_ceil(count as usize).next_multiple_of(GEMM_K as usize).max(1),
+        }
+    }
+
+    /// Elements of all slices' results of `n` each.
+    fn extent(self, n: usize) -> Option<usize> {
+        (self.count as usize).saturating_sub(1).checked_mul(self.stride)?.checked_add(n)
+    }
+}
+
+/// `out (+)= op(a)·op(b) (+ bias)`: `a` `[m,k]` or `[k,m]`, `b` `[k,n]` or `[n,k]`, `bias` `[n]`, `out` `[m,n]`.
+#[allow(clippy::too_many_arguments)] // the kernel's
+pub(super) fn gemm(
+    ctx: &Context,
+    d: MatmulDims,
+    a: View<'_, f32>,
+    b: View<'_, f32>,
+    bias: Option<View<'_, f32>>,
+    mut out: ViewMut<'_, f32>,
+    slices: Slices,
+    accumulate: bool,
+) -> Result<()> {
+    let MatmulDims { m, k, n, ta, tb } = d;
+    let kernels = &ctx.kernels;
+    let kernel = match (ta, tb) {
+        (false, false) => &kernels.gemm_nn,
+        (false, true) => &kernels.gemm_nt,
+        (true, false) => &kernels.gemm_tn,
+        (true, true) => &kernels.gemm_tt,
+    };
+    if m == 0 || n == 0 {
+        return Ok(());
+    }
+    let columns = blocks("matmul", "out [m,n]", &[n], GEMM_TILE)?;
+    let rows = blocks("matmul", "out [m,n]", &[m], GEMM_TILE)?;
+    if rows > MOST_ROW_TILES {
+        return Err(Error::Shape {
+            op: "matmul",
+            what: "out [m,n]",
+            expected: format!("at most {} rows; use a smaller batch", MOST_ROW_TILES * GEMM_TILE),
+            found: m.to_string(),
+        });
+    }
+    let extent = m.checked_mul(n).and_then(|mn| slices.extent(mn)).unwrap_or(usize::MAX);
+    let call = Call::new(ctx, kernel)
+        .input("a [m,k]", a, &[m, k])?
+        .input("b [k,n]", b, &[k, n])?
+        .input_or_null("bias [n]", bias, &[n])?
+        .output("out [m,n]", &mut out, &[extent])?
+        .size("m", m)?
+        .size("n", n)?
+        .size("k", k)?
+        .size("k of a slice", slices.length(k))?
+        .u64(slices.stride as u64)
+        .u32(u32::from(accumulate));
+    // SAFETY: the parameters are `a, b, bias, out, m, n, k, k_slice, slice_stride, accumulate`. A block reads `a` and
+    // `b` where row, column and k are below m, n and k, `bias` below n, and writes a slice's `m·n` elements of `out`:
+    // all were checked, `out` for the last slice.
+    unsafe { call.launch([columns, rows, slices.count], GEMM_THREADS, 0) }
+}
+
+/// `out[col] (+)= sum over rows of a[row,col]`: `a` `[k,n]`, `out` `[n]`.
+pub(super) fn column_sums(
+    ctx: &Context,
+    k: usize,
+    n: usize,
+    a: View<'_, f32>,
+    mut out: ViewMut<'_, f32>,
+    slices: Slices,
+    accumulate: bool,
+) -> Result<()> {
+    let grid = blocks("column_sums", "out [n]", &[n], COLUMN_THREADS)?;
+    let call = Call::new(ctx, &ctx.kernels.column_sums)
+        .input("a [k,n]", a, &[k, n])?
+        .output("out [n]", &mut out, &[slices.extent(n).unwrap_or(usize::MAX)])?
+        .size("k", k)?
+        .size("n", n)?
+        .size("k of a slice", slices.length(k))?
+        .u64(slices.stride as u64)
+        .u32(u32::from(accumulate));
+    // SAFETY: the parameters are `a, out, k, n, k_slice, slice_stride, accumulate`. A thread reads column col < n of `a`
+    // at rows below k and writes element col of a slice of `out`: both were checked, `out` for the last slice.
+    unsafe { call.launch([grid, slices.count, 1], COLUMN_THREADS, 0) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slices_are_whole_steps_and_cover_the_sum() {
+        let slices = |count| Slices { count, stride: 0 };
+        assert_eq!(slices(1).length(0), 1);
+        assert_eq!(slices(1).length(100), 100);
+        assert_eq!(slices(3).length(100), 48);
+        assert_eq!(slices(128).length(1), 16);
+        assert_eq!(slices(4).length(0), 1);
+        for (count, k) in [(1, 1), (2, 31), (7, 1000), (128, 1024), (128, 99)] {
+            assert!(slices(count).length(k) * count as usize >= k, "{count} slices of {k}");
+        }
+    }
+}

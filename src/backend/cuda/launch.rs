@@ -1,0 +1,175 @@
+//! A kernel's arguments, checked as they are pushed.
+//!
+//! Each pointer is pushed with the dimensions that the kernel will index it by: so many elements have to lie behind it,
+//! in this context's memory. What is left to the caller of [`Call::launch`] is that these are the kernel's parameters in
+//! their order, and that the dimensions pushed bound what the kernel touches.
+
+use super::buffer::{View, ViewMut};
+use super::context::{Context, Kernel};
+use crate::error::{Error, Result};
+use cudarc::driver::result;
+use std::ffi::c_void;
+
+/// The most parameters of any kernel.
+const MOST: usize = 20;
+
+/// A kernel and its arguments so far.
+pub(super) struct Call<'c> {
+    ctx: &'c Context,
+    kernel: &'c Kernel,
+    /// Each argument's bytes from the first of its eight on.
+    arguments: [[u8; 8]; MOST],
+    count: usize,
+}
+
+impl<'c> Call<'c> {
+    /// A call of `kernel`.
+    pub(super) fn new(ctx: &'c Context, kernel: &'c Kernel) -> Self {
+        Self { ctx, kernel, arguments: [[0; 8]; MOST], count: 0 }
+    }
+
+    fn push<const N: usize>(mut self, bytes: [u8; N]) -> Self {
+        // Every kernel has fewer parameters; a longer list would be a panic at its first launch in any test.
+        self.arguments[self.count][..N].copy_from_slice(&bytes);
+        self.count += 1;
+        self
+    }
+
+    fn pointer<T>(self, what: &'static str, view: &View<'_, T>, dims: &[usize]) -> Result<Self> {
+        let n = dims.iter().try_fold(1usize, |product, &d| product.checked_mul(d));
+        match n.and_then(|n| view.address(self.ctx, n)) {
+            Some(address) => Ok(self.push(address.to_ne_bytes())),
+            None => Err(Error::Shape {
+                op: self.kernel.name,
+                what,
+                expected: format!("{dims:?} elements of {}'s memory", self.ctx.label),
+                found: format!("{}, or another context's", view.len()),
+            }),
+        }
+    }
+
+    /// An array that is read, of at least the product of `dims` elements.
+    pub(super) fn input<T>(self, what: &'static str, view: View<'_, T>, dims: &[usize]) -> Result<Self> {
+        self.pointer(what, &view, dims)
+    }
+
+    /// [`Self::input`], or a null pointer.
+    pub(super) fn input_or_null<T>(
+        self,
+        what: &'static str,
+        view: Option<View<'_, T>>,
+        dims: &[usize],
+    ) -> Result<Self> {
+        match view {
+            Some(view) => self.pointer(what, &view, dims),
+            None => Ok(self.null()),
+        }
+    }
+
+    /// An array that is written (and perhaps read), of at least the product of `dims` elements.
+    pub(super) fn output<T>(
+        self,
+        what: &'static str,
+        view: &mut ViewMut<'_, T>,
+        dims: &[usize],
+    ) -> Result<Self> {
+        self.pointer(what, &view.view(), dims)
+    }
+
+    /// [`Self::output`], or a null pointer.
+    pub(super) fn output_or_null<T>(
+        self,
+        what: &'static str,
+        view: Option<&mut ViewMut<'_, T>>,
+        dims: &[usize],
+    ) -> Result<Self> {
+        match view {
+            Some(view) => self.pointer(what, &view.view(), dims),
+            None => Ok(self.null()),
+        }
+    }
+
+    /// A null pointer.
+    pub(super) fn null(self) -> Self {
+        self.push(0u64.to_ne_bytes())
+    }
+
+    /// A size, which has to fit 32 bits.
+    pub(super) fn size(self, what: &'static str, n: usize) -> Result<Self> {
+        let n = size(self.kernel.name, what, n)?;
+        Ok(self.u32(n))
+    }
+
+    /// A number of 32 bits.
+    pub(super) fn u32(self, x: u32) -> Self {
+        self.push(x.to_ne_bytes())
+    }
+
+    /// A number of 64 bits.
+    pub(super) fn u64(self, x: u64) -> Self {
+        self.push(x.to_ne_bytes())
+    }
+
+    /// A float.
+    pub(super) fn f32(self, x: f32) -> Self {
+        self.push(x.to_ne_bytes())
+    }
+
+    /// A double.
+    pub(super) fn f64(self, x: f64) -> Self {
+        self.push(x.to_ne_bytes())
+    }
+
+    /// Launches the kernel on the context's stream. A grid with a side of 0 has nothing to do and is not launched.
+    ///
+    /// # Safety
+    /// The arguments are the kernel's parameters, in their order and of their types, and with these dimensions and
+    /// this grid the kernel touches no element beyond what was checked when they were pushed.
+    pub(super) unsafe fn launch(mut self, grid: [u32; 3], block: u32, shared_bytes: u32) -> Result<()> {
+        if grid.contains(&0) {
+            return Ok(());
+        }
+        let (ctx, name) = (self.ctx, self.kernel.name);
+        let fail = |error| ctx.error(&format!("launching {name}"), error);
+        ctx.cuda.bind_to_thread().map_err(fail)?;
+        let mut pointers = [std::ptr::null_mut::<c_void>(); MOST];
+        for (pointer, argument) in pointers.iter_mut().zip(&mut self.arguments) {
+            *pointer = argument.as_mut_ptr().cast();
+        }
+        // SAFETY: the function belongs to a module that `ctx` keeps loaded; the driver copies the arguments, which
+        // live through the call, before it returns. The rest is the caller's promise.
+        unsafe {
+            result::launch_kernel(
+                self.kernel.function,
+                grid.into(),
+                (block, 1, 1),
+                shared_bytes,
+                ctx.stream.cu_stream(),
+                &mut pointers[..self.count],
+            )
+        }
+        .map_err(fail)
+    }
+}
+
+/// A size as kernels take it.
+pub(super) fn size(op: &'static str, what: &'static str, n: usize) -> Result<u32> {
+    u32::try_from(n).map_err(|_| Error::Shape {
+        op,
+        what,
+        expected: "below 2^32 (kernels count in 32 bits)".to_string(),
+        found: n.to_string(),
+    })
+}
+
+/// The blocks of `per` elements each that cover `dims` elements: at most 2^31 − 1.
+pub(super) fn blocks(op: &'static str, what: &'static str, dims: &[usize], per: u32) -> Result<u32> {
+    let n = dims.iter().try_fold(1usize, |product, &d| product.checked_mul(d));
+    let blocks = n.map(|n| n.div_ceil(per as usize)).and_then(|blocks| i32::try_from(blocks).ok());
+    blocks.map(i32::unsigned_abs).ok_or_else(|| Error::Shape {
+        op,
+        what,
+        expected: format!("at most {per} times 2^31 elements; use a smaller batch"),
+        found: format!("dimensions {dims:?}"),
+    })
+}

@@ -1,0 +1,462 @@
+//! Launches the kernels of a whole sequence, or a cell's for each time step where a sequence does not fit one block.
+//!
+//! Which of them runs is [`path`]'s answer, from the shape alone: the same model gives the same bits on every GPU.
+
+use super::adam::Partials;
+use super::buffer::{View, ViewMut, copy};
+use super::context::{Context, Kernel};
+use super::fill::fill;
+use super::gemm::{Slices, column_sums, gemm};
+use super::launch::{Call, size};
+use super::lstm_cell::{self, Input, StateGradient};
+use crate::backend::{CellDims, MatmulDims, SequenceDims};
+use crate::error::Result;
+use crate::tuning::{GEMM_TILE, SEQUENCE_PARTIALS};
+use std::fmt;
+
+/// The parameter gradients that a sequence's backward kernel sums while it walks back; products after it give the rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accumulates {
+    /// Those of W, U and b, with room for so many inputs.
+    All {
+        /// 16 or 32.
+        inputs: u32,
+    },
+    /// Those of U and b.
+    RecurrentAndBias,
+    /// None.
+    Nothing,
+}
+
+/// How a layer of some shape is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Path {
+    /// One kernel for the whole sequence, one block for each batch row.
+    Sequence {
+        /// Hidden units that the kernel is compiled for.
+        padded: u32,
+        /// What its backward pass sums.
+        accumulates: Accumulates,
+    },
+    /// One kernel for each time step.
+    Cell,
+}
+
+/// The path of a layer with `hidden` units and `embed` inputs.
+pub fn path(hidden: usize, embed: usize) -> Path {
+    let padded = match hidden {
+        0..=32 => 32,
+        33..=64 => 64,
+        65..=96 => 96,
+        97..=128 => 128,
+        _ => return Path::Cell,
+    };
+    let accumulates = match (padded, embed) {
+        (96 | 128, _) => Accumulates::Nothing,
+        (_, 0..=16) => Accumulates::All { inputs: 16 },
+        (_, 17..=32) => Accumulates::All { inputs: 32 },
+        _ => Accumulates::RecurrentAndBias,
+    };
+    Path::Sequence { padded, accumulates }
+}
+
+impl fmt::Display for Path {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Path::Cell => f.write_str("one kernel a time step; gradients of W, U and b by matrix products"),
+            Path::Sequence { padded, accumulates } => {
+                write!(f, "one kernel a sequence, {padded} units wide; ")?;
+                match accumulates {
+                    Accumulates::All { inputs } => {
+                        write!(f, "backward sums the gradients of W (up to {inputs} inputs), U and b itself")
+                    }
+                    Accumulates::RecurrentAndBias => {
+                        f.write_str("backward sums the gradients of U and b itself, W's by a matrix product")
+                    }
+                    Accumulates::Nothing => f.write_str("gradients of W, U and b by matrix products"),
+                }
+            }
+        }
+    }
+}
+
+/// How the parameter gradients of a batch are cut into partial sums.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Plan {
+    path: Path,
+    /// Partial sums.
+    pub(super) count: u32,
+    /// Elements of one: dW, dU and db, one after the other.
+    pub(super) stride: usize,
+}
+
+impl Plan {
+    /// The plan for a shape; it depends on nothing else.
+    pub(super) fn new(d: SequenceDims) -> Result<Self> {
+        let path = path(d.h, d.e);
+        let rows = size("lstm_sequence_backward", "x [T,B,E]", d.t.saturating_mul(d.b))?;
+        let batch = size("lstm_sequence_backward", "x [T,B,E]", d.b)?;
+        let count = match path {
+            Path::Sequence {
+                accumulates: Accumulates::All { .. } | Accumulates::RecurrentAndBias, ..
+            } => batch.min(SEQUENCE_PARTIALS),
+            _ => {
+                let tile = GEMM_TILE as usize;
+                let tiles = d.h.div_ceil(tile).saturating_mul(d.h.saturating_mul(4).div_ceil(tile)).max(1);
+                let wanted = u32::try_from(256 / tiles).unwrap_or(1);
+                wanted.clamp(1, rows.div_ceil(128).max(1))
+            }
+        };
+        let units = d.e.checked_add(d.h).and_then(|rows| rows.checked_add(1));
+        let stride = units.and_then(|rows| rows.checked_mul(4)?.checked_mul(d.h)).unwrap_or(usize::MAX);
+        Ok(Self { path, count: count.max(1), stride })
+    }
+
+    /// Elements of all partial sums; `usize::MAX` if that is too many for memory.
+    pub(super) fn extent(&self) -> usize {
+        (self.count as usize).saturating_mul(self.stride)
+    }
+
+    /// The partial sums in `parts`, from element `offset` of each on.
+    pub(super) fn partials<'a>(&self, parts: View<'a, f32>, offset: usize) -> Result<Partials<'a>> {
+        let len = parts.len();
+        Ok(Partials { parts: parts.part(offset.min(len)..len)?, count: self.count, stride: self.stride })
+    }
+}
+
+/// The parameters of a layer.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Weights<'a> {
+    /// `[E,4H]`
+    pub(super) w: View<'a, f32>,
+    /// `[H,4H]`
+    pub(super) u: View<'a, f32>,
+    /// `[4H]`
+    pub(super) b: View<'a, f32>,
+}
+
+/// What a forward pass writes, for a backward pass to read.
+pub(super) struct Trace<'a> {
+    /// `[T,B,4H]`
+    pub(super) gates: ViewMut<'a, f32>,
+    /// `[T+1,B,H]`
+    pub(super) h: ViewMut<'a, f32>,
+    /// `[T+1,B,H]`
+    pub(super) c: ViewMut<'a, f32>,
+}
+
+/// `[B,H]` to `[B,H]`, zeros where there is nothing.
+fn copy_or_zero(
+    ctx: &Context,
+    what: &str,
+    from: Option<View<'_, f32>>,
+    to: ViewMut<'_, f32>,
+    n: usize,
+) -> Result<()> {
+    match from {
+        Some(from) => copy(ctx, what, from.part(0..n)?, to),
+        None => fill(ctx, to.part(0..n)?, 0.0),
+    }
+}
+
+fn kernel(ctx: &Context, padded: u32, forward: bool) -> &Kernel {
+    let k = &ctx.kernels;
+    match (padded, forward) {
+        (32, true) => &k.lstm_sequence_forward_h32,
+        (64, true) => &k.lstm_sequence_forward_h64,
+        (96, true) => &k.lstm_sequence_forward_h96,
+        (_, true) => &k.lstm_sequence_forward_h128,
+        (32, false) => &k.lstm_sequence_backward_h32,
+        (64, false) => &k.lstm_sequence_backward_h64,
+        (96, false) => &k.lstm_sequence_backward_h96,
+        (_, false) => &k.lstm_sequence_backward_h128,
+    }
+}
+
+/// Rows of U to keep in dynamic shared memory, and its bytes.
+fn staged(ctx: &Context, padded: u32) -> (u32, u32) {
+    if padded == 128 { (ctx.staged_rows, ctx.staged_rows * 4 * 128 * 4) } else { (0, 0) }
+}
+
+/// Assigns `gates`, `h` and `c` from `x` `[T,B,E]` and the initial state `[B,H]`, zeros where absent.
+pub(super) fn forward(
+    ctx: &Context,
+    d: SequenceDims,
+    x: View<'_, f32>,
+    h0: Option<View<'_, f32>>,
+    c0: Option<View<'_, f32>>,
+    weights: Weights<'_>,
+    trace: Trace<'_>,
+) -> Result<()> {
+    let SequenceDims { t, b: batch, e, h: hidden } = d;
+    let Trace { mut gates, mut h, mut c } = trace;
+    let state = batch.saturating_mul(hidden);
+    if state == 0 {
+        return Ok(());
+    }
+    if t == 0 {
+        copy_or_zero(ctx, "h0", h0, h, state)?;
+        return copy_or_zero(ctx, "c0", c0, c, state);
+    }
+    let columns = hidden.saturating_mul(4);
+    let rows = t.saturating_mul(batch);
+    let product = MatmulDims { m: rows, k: e, n: columns, ta: false, tb: false };
+    gemm(ctx, product, x, weights.w, Some(weights.b), gates.again(), Slices::WHOLE, false)?;
+
+    let Path::Sequence { padded, .. } = path(hidden, e) else {
+        copy_or_zero(ctx, "h0", h0, h.again(), state)?;
+        copy_or_zero(ctx, "c0", c0, c.again(), state)?;
+        let d = CellDims { b: batch, e: 0, h: hidden };
+        for s in 0..t {
+            let (h_before, h_next) = h.again().split((s + 1) * state)?;
+            let (c_before, c_next) = c.again().split((s + 1) * state)?;
+            let before = s * state..(s + 1) * state;
+            let step = s * batch * columns..(s + 1) * batch * columns;
+            lstm_cell::forward(
+                ctx,
+                d,
+                Input::Computed,
+                h_before.view().part(before.clone())?,
+                c_before.view().part(before)?,
+                weights.u,
+                gates.again().part(step)?,
+                h_next,
+                c_next,
+            )?;
+        }
+        return Ok(());
+    };
+    let (staged, bytes) = staged(ctx, padded);
+    let kernel = kernel(ctx, padded, true);
+    let states = t.saturating_add(1);
+    let call = Call::new(ctx, kernel)
+        .input_or_null("h0 [B,H]", h0, &[batch, hidden])?
+        .input_or_null("c0 [B,H]", c0, &[batch, hidden])?
+        .input("u [H,4H]", weights.u, &[hidden, columns])?
+        .output("gates [T,B,4H]", &mut gates, &[rows, columns])?
+        .output("h [T+1,B,H]", &mut h, &[states, batch, hidden])?
+        .output("c [T+1,B,H]", &mut c, &[states, batch, hidden])?
+        .size("T", t)?
+        .size("B", batch)?
+        .size("H", hidden)?
+        .u32(staged);
+    let grid = size("lstm_sequence_forward", "h0 [B,H]", batch)?;
+    // SAFETY: the parameters are `h0, c0, u, gates, h, c, t, batch, hidden, staged`, each array of the size that was
+    // checked; a block has one row below B and units below H, which the kernel is wide enough for (`path`); `bytes` is
+    // what `staged` rows take, and was allowed when the kernels were loaded.
+    unsafe { call.launch([grid, 1, 1], 4 * padded, bytes) }
+}
+
+/// What a backward pass reads.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Backward<'a> {
+    /// `[T,B,E]`
+    pub(super) x: View<'a, f32>,
+    /// `[E,4H]`
+    pub(super) w: View<'a, f32>,
+    /// `[H,4H]`
+    pub(super) u: View<'a, f32>,
+    /// `[T,B,4H]`
+    pub(super) gates: View<'a, f32>,
+    /// `[T+1,B,H]`
+    pub(super) h: View<'a, f32>,
+    /// `[T+1,B,H]`
+    pub(super) c: View<'a, f32>,
+    /// `[T,B,H]`
+    pub(super) dh: Option<View<'a, f32>>,
+    /// `[B,H]`
+    pub(super) dh_last: Option<View<'a, f32>>,
+    /// `[B,H]`
+    pub(super) dc_last: Option<View<'a, f32>>,
+}
+
+/// What a backward pass writes; all of it is assigned.
+pub(super) struct Gradients<'a> {
+    /// `[T,B,4H]`
+    pub(super) dpre: ViewMut<'a, f32>,
+    /// `[T,B,E]`
+    pub(super) dx: ViewMut<'a, f32>,
+    /// `[B,H]`, if anyone wants it.
+    pub(super) dh0: Option<ViewMut<'a, f32>>,
+    /// `[B,H]`: the gradient by the initial cell state, and on the way there by the state at hand.
+    pub(super) dc0: ViewMut<'a, f32>,
+    /// The plan's partial sums of dW, dU and db.
+    pub(super) partials: ViewMut<'a, f32>,
+}
+
+/// Backpropagation through time of at least one time step and row, with at least one hidden unit: assigns everything in
+/// `g`. The parameters' gradients are the sums of `plan`'s parts.
+pub(super) fn backward(
+    ctx: &Context,
+    d: SequenceDims,
+    plan: &Plan,
+    a: Backward<'_>,
+    g: Gradients<'_>,
+) -> Result<()> {
+    let SequenceDims { t, b: batch, e, h: hidden } = d;
+    let Gradients { mut dpre, dx, mut dh0, mut dc0, mut partials } = g;
+    let columns = hidden.saturating_mul(4);
+    let rows = t.saturating_mul(batch);
+    let slices = Slices { count: plan.count, stride: plan.stride };
+
+    let (w_done, u_and_b_done) = match plan.path {
+        Path::Cell => {
+            step_by_step(ctx, d, a, dpre.again(), dh0, dc0)?;
+            (false, false)
+        }
+        Path::Sequence { padded, accumulates } => {
+            let k = &ctx.kernels;
+            let kernel = match (padded, accumulates) {
+                (32, Accumulates::All { inputs: 16 }) => &k.lstm_sequence_backward_h32_e16,
+                (32, Accumulates::All { .. }) => &k.lstm_sequence_backward_h32_e32,
+                (64, Accumulates::All { inputs: 16 }) => &k.lstm_sequence_backward_h64_e16,
+                (64, Accumulates::All { .. }) => &k.lstm_sequence_backward_h64_e32,
+                _ => kernel(ctx, padded, false),
+            };
+            let (staged, bytes) = staged(ctx, padded);
+            let states = t.saturating_add(1);
+            // The kernels of 96 and 128 units run one block for each row up to the same limit, and sum nothing.
+            let grid = size("lstm_sequence_backward", "x [T,B,E]", batch)?.min(SEQUENCE_PARTIALS);
+            let summed = accumulates != Accumulates::Nothing;
+            let parts = if summed { (grid as usize).saturating_mul(plan.stride) } else { 0 };
+            let call = Call::new(ctx, kernel)
+                .input("x [T,B,E]", a.x, &[rows, e])?
+                .input("u [H,4H]", a.u, &[hidden, columns])?
+                .input("gates [T,B,4H]", a.gates, &[rows, columns])?
+                .input("h [T+1,B,H]", a.h, &[states, batch, hidden])?
+                .input("c [T+1,B,H]", a.c, &[states, batch, hidden])?
+                .input_or_null("dh [T,B,H]", a.dh, &[rows, hidden])?
+                .input_or_null("dh_last [B,H]", a.dh_last, &[batch, hidden])?
+                .input_or_null("dc_last [B,H]", a.dc_last, &[batch, hidden])?
+                .output("dpre [T,B,4H]", &mut dpre, &[rows, columns])?
+                .output_or_null("dh0 [B,H]", dh0.as_mut(), &[batch, hidden])?
+                .output("dc0 [B,H]", &mut dc0, &[batch, hidden])?
+                .output("partials", &mut partials, &[parts])?
+                .size("T", t)?
+                .size("B", batch)?
+                .size("E", e)?
+                .size("H", hidden)?
+                .u64(plan.stride as u64)
+                .u32(staged);
+            // SAFETY: the parameters are `x, u, gates, h, c, dh, dh_last, dc_last, dpre, dh0, dc0, partials, t, batch, e,
+            // hidden, stride, staged`, each array of the size that was checked, `partials` for one part a block. The
+            // kernel is wide enough for H and, where it sums W's gradient, for E (`path`); `bytes` as in `forward`.
+            unsafe { call.launch([grid, 1, 1], 4 * padded, bytes) }?;
+            (matches!(accumulates, Accumulates::All { .. }), summed)
+        }
+    };
+
+    // dW = xᵀ·dpre, dU = (the outputs one time step earlier)ᵀ·dpre, db = the sum of dpre's rows.
+    let (w_size, u_size) = (e.saturating_mul(columns), hidden.saturating_mul(columns));
+    let product = |m| MatmulDims { m, k: rows, n: columns, ta: true, tb: false };
+    if !w_done {
+        gemm(ctx, product(e), a.x, dpre.view(), None, partials.again(), slices, false)?;
+    }
+    if !u_and_b_done {
+        let (_, mut after_w) = partials.split(w_size)?;
+        gemm(ctx, product(hidden), a.h, dpre.view(), None, after_w.again(), slices, false)?;
+        let (_, b_parts) = after_w.split(u_size)?;
+        column_sums(ctx, rows, columns, dpre.view(), b_parts, slices, false)?;
+    }
+    // dx = dpre·Wᵀ
+    let product = MatmulDims { m: rows, k: columns, n: e, ta: false, tb: true };
+    gemm(ctx, product, dpre.view(), a.w, None, dx, Slices::WHOLE, false)
+}
+
+/// `dpre`, `dh0` and `dc0`, one kernel a time step.
+fn step_by_step(
+    ctx: &Context,
+    d: SequenceDims,
+    a: Backward<'_>,
+    mut dpre: ViewMut<'_, f32>,
+    dh0: Option<ViewMut<'_, f32>>,
+    mut dc0: ViewMut<'_, f32>,
+) -> Result<()> {
+    let SequenceDims { t, b: batch, h: hidden, .. } = d;
+    let columns = hidden.saturating_mul(4);
+    let (state, gates) = (batch.saturating_mul(hidden), batch.saturating_mul(columns));
+    let cell = CellDims { b: batch, e: 0, h: hidden };
+    for s in (0..t).rev() {
+        let last = s + 1 == t;
+        let (this, later) = dpre.again().split((s + 1) * gates)?;
+        let rows = |row: usize| row * state..(row + 1) * state;
+        let dc = match (last, a.dc_last) {
+            (false, _) => StateGradient::InPlace,
+            (true, Some(dc_last)) => StateGradient::From(dc_last),
+            (true, None) => StateGradient::Zero,
+        };
+        lstm_cell::backward(
+            ctx,
+            cell,
+            lstm_cell::Backward {
+                dpre_next: if last { None } else { Some(later.view()) },
+                u: a.u,
+                gates: a.gates.part(s * gates..(s + 1) * gates)?,
+                c_prev: a.c.part(rows(s))?,
+                c: a.c.part(rows(s + 1))?,
+                dh: a.dh.map(|dh| dh.part(rows(s))).transpose()?,
+                dh_more: a.dh_last.filter(|_| last),
+            },
+            dc,
+            this.part(s * gates..(s + 1) * gates)?,
+            dc0.again(),
+        )?;
+    }
+    match dh0 {
+        // dh0 = dpre[0]·Uᵀ
+        Some(dh0) => {
+            let product = MatmulDims { m: batch, k: columns, n: hidden, ta: false, tb: true };
+            gemm(ctx, product, dpre.view(), a.u, None, dh0, Slices::WHOLE, false)
+        }
+        None => Ok(()),
+    }
+}
+
+/// The gradients of no time steps at all: those by the last state pass through to the initial one.
+pub(super) fn backward_of_nothing(
+    ctx: &Context,
+    d: SequenceDims,
+    dh_last: Option<View<'_, f32>>,
+    dc_last: Option<View<'_, f32>>,
+    dh0: ViewMut<'_, f32>,
+    dc0: ViewMut<'_, f32>,
+) -> Result<()> {
+    let state = d.b.saturating_mul(d.h);
+    copy_or_zero(ctx, "dh_last", dh_last, dh0, state)?;
+    copy_or_zero(ctx, "dc_last", dc_last, dc0, state)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_path_is_the_narrowest_kernel_that_fits() {
+        let sequence = |padded, accumulates| Path::Sequence { padded, accumulates };
+        for (hidden, embed, expected) in [
+            (1, 1, sequence(32, Accumulates::All { inputs: 16 })),
+            (32, 16, sequence(32, Accumulates::All { inputs: 16 })),
+            (32, 17, sequence(32, Accumulates::All { inputs: 32 })),
+            (33, 32, sequence(64, Accumulates::All { inputs: 32 })),
+            (64, 33, sequence(64, Accumulates::RecurrentAndBias)),
+            (65, 16, sequence(96, Accumulates::Nothing)),
+            (97, 1, sequence(128, Accumulates::Nothing)),
+            (128, 1000, sequence(128, Accumulates::Nothing)),
+            (129, 1, Path::Cell),
+        ] {
+            assert_eq!(path(hidden, embed), expected, "{hidden} units, {embed} inputs");
+        }
+    }
+
+    #[test]
+    fn partial_sums_depend_on_the_shape_alone() {
+        let plan = |t, b, e, h| Plan::new(SequenceDims { t, b, e, h }).unwrap();
+        assert_eq!((plan(32, 32, 16, 32).count, plan(32, 32, 16, 32).stride), (32, 49 * 128));
+        assert_eq!(plan(32, 1000, 16, 32).count, 128);
+        // 128 units: 2·8 tiles of 64, so 16 slices, if there are enough rows for them.
+        assert_eq!(plan(32, 64, 16, 128).count, 16);
+        assert_eq!(plan(1, 64, 16, 128).count, 1);
+        assert_eq!(plan(0, 0, 0, 200).count, 1);
+        assert_eq!(plan(100, 64, 16, 1024).count, 1);
+    }
+}

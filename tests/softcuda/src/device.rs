@@ -313,6 +313,12 @@ pub fn check(k: &Kernel, shape: Shape, max_shared: u32) -> Result<(), Error> {
     Ok(())
 }
 
+/// The sizes of every kernel's parameters in order, by the kernel's name: for tests that compare them with what the host passes.
+pub fn signatures(ptx: &str) -> Result<std::collections::BTreeMap<String, Vec<u32>>, Error> {
+    let module = Device::new().load_module(ptx)?;
+    Ok(module.kernels.iter().map(|k| (k.name.clone(), k.params.iter().map(|p| p.size).collect())).collect())
+}
+
 /// The parameter block of `args`, each checked against the kernel's layout.
 fn pack(k: &Kernel, args: &[&[u8]]) -> Result<Vec<u8>, Error> {
     if args.len() != k.params.len() {

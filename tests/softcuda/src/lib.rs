@@ -26,7 +26,7 @@ pub mod ptx;
 pub mod race;
 
 pub use counters::{Counters, KernelCounters};
-pub use device::{Device, Module, Shape, Stats};
+pub use device::{Device, Module, Shape, Stats, signatures};
 pub use fault::{Error, Fault, FaultKind};
 #[cfg(target_os = "linux")]
 pub use library::{Scope, Soft, library, open};

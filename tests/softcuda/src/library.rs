@@ -45,7 +45,7 @@ pub fn open() -> Result<&'static Soft, String> {
 /// A fault as the driver tells it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FaultReport {
-    /// Its kind, as [`FaultKind`](crate::FaultKind) is written, `Planted` for one that an option caused, empty for a copy's.
+    /// Its kind, as [`FaultKind`](crate::FaultKind) is written, `Planted` for one that an option caused, `Copy` for a copy's or a fill's.
     pub kind: String,
     /// Kernel, block, thread, PTX line and reason.
     pub text: String,

@@ -296,13 +296,7 @@ fn attribute(s: &State, attribute: u32) -> R<i32> {
         97 => block as i32,
         99 => 1,
         106 => blocks as i32,
-        111 => {
-            if cc >= 80 {
-                1024
-            } else {
-                0
-            }
-        }
+        111 if cc >= 80 => 1024,
         115 => 1,
         0 | 151.. => return Err(Code::INVALID_VALUE),
         _ => 0,

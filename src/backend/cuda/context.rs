@@ -21,7 +21,7 @@ const MIN_DRIVER: i32 = 12_010;
 /// The environment variable that chooses the image: `best`, `built` or `committed`.
 const IMAGE_VARIABLE: &str = "RECURVE_CUDA_IMAGE";
 /// Static shared memory left to the kernel that keeps rows in dynamic shared memory.
-const SHARED_RESERVE: u32 = 2048;
+const SHARED_RESERVE: u32 = 4096;
 
 /// Every function of the driver that is called here or by cudarc on our behalf.
 const SYMBOLS: &[&str] = &[

@@ -386,10 +386,11 @@ impl State {
     }
 
     /// The context is broken from now on.
-    fn broke(&mut self, ctx: Id, code: Code, text: String) -> Code {
+    fn broke(&mut self, ctx: Id, code: Code, kind: &str, text: String) -> Code {
         if self.options.quiet == 0 {
-            eprintln!("softcuda: {text}");
+            eprintln!("softcuda: fault ({kind}): {text}");
         }
+        let text = format!("{kind}\n{text}");
         self.fault = Some(text.clone());
         if let Some(c) = self.contexts.get_mut(&ctx) {
             c.error.get_or_insert(code);
@@ -649,7 +650,7 @@ impl State {
             let text = format!("a queued copy or fill: {e}");
             let code =
                 if text.contains("nothing wrote") { Code::LAUNCH_FAILED } else { Code::ILLEGAL_ADDRESS };
-            Err(s.broke(ctx, code, text))
+            Err(s.broke(ctx, code, "Copy", text))
         };
         let memory = |s: &State, at: u64| s.memory_at(at);
         match op {
@@ -749,8 +750,8 @@ impl State {
         if self.options.fail_launch > 0 {
             self.options.fail_launch -= 1;
             if self.options.fail_launch == 0 {
-                let text = format!("Planted\nkernel `{}`: this launch was set to fail", kernel.name);
-                return Err(self.broke(ctx, Code::LAUNCH_FAILED, text));
+                let text = format!("kernel `{}`: this launch was set to fail", kernel.name);
+                return Err(self.broke(ctx, Code::LAUNCH_FAILED, "Planted", text));
             }
         }
         let how =
@@ -762,8 +763,10 @@ impl State {
                 }
                 Ok(())
             }
-            Err(Error::Fault(f)) => Err(self.broke(ctx, code_of(&f), format!("{:?}\n{f}", f.kind))),
-            Err(e) => Err(self.broke(ctx, Code::LAUNCH_FAILED, e.to_string())),
+            Err(Error::Fault(f)) => {
+                Err(self.broke(ctx, code_of(&f), &format!("{:?}", f.kind), f.to_string()))
+            }
+            Err(e) => Err(self.broke(ctx, Code::LAUNCH_FAILED, "Launch", e.to_string())),
         }
     }
 

@@ -3,6 +3,10 @@
 #[path = "parity/harness.rs"]
 mod harness;
 
+#[cfg(feature = "cuda")]
+#[path = "parity/device.rs"]
+mod device;
+
 #[path = "parity/adam.rs"]
 mod adam;
 #[path = "parity/boundary.rs"]
@@ -56,7 +60,26 @@ macro_rules! parity {
             #[test]
             fn cpu_bits_do_not_depend_on_threads() {
                 let cpus = super::super::THREADS.map(|n| super::super::Cpu::new(n).unwrap());
-                $( super::super::same_bits::<crate::$module::$operation, _>(&cpus); )*
+                $( super::super::same_bits::<crate::$module::$operation, _>(&cpus.each_ref()); )*
+            }
+
+            #[cfg(feature = "cuda")]
+            #[test]
+            fn cuda() {
+                for cuda in super::super::device::images() {
+                    $( super::super::check::<crate::$module::$operation, _>(cuda); )*
+                }
+            }
+
+            #[cfg(feature = "cuda")]
+            #[test]
+            fn cuda_bits_do_not_depend_on_the_image_or_the_run() {
+                let images = super::super::device::images();
+                if let Some(first) = images.first() {
+                    $( super::super::same_bits::<crate::$module::$operation, _>(
+                        &[&[first, first], &images.iter().collect::<Vec<_>>()[..]].concat()
+                    ); )*
+                }
             }
 
             #[test]

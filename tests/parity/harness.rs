@@ -192,14 +192,14 @@ pub fn verify<P: Operation, O: Ops>(ops: &O, case: &P::Case) -> (f64, String) {
 
 /// Every back end in `all` must give the same bits.
 #[allow(dead_code)] // benchmarks include this file and do not ask
-pub fn same_bits<P: Operation, O: Ops>(all: &[O]) {
+pub fn same_bits<P: Operation, O: Ops>(all: &[&O]) {
     for case in &P::cases() {
         let arrays = P::arrays(case, &mut Random::new(1));
         let bits = |ops: &O| -> Vec<Vec<u64>> {
             let outputs = run::<P, O>(ops, case, &arrays);
             outputs.iter().map(|x| x.iter().map(|x| x.to_bits()).collect()).collect()
         };
-        let first = bits(&all[0]);
+        let first = bits(all[0]);
         for other in &all[1..] {
             for ((output, a), b) in arrays.outputs.iter().zip(&first).zip(&bits(other)) {
                 let at = a.iter().zip(b).position(|(a, b)| a != b);

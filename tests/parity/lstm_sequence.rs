@@ -30,6 +30,13 @@ fn cases() -> Vec<Case> {
         (5, 19, 1, 257),
         (99, 1, 31, 33),
         (257, 2, 19, 1),
+        // Every width of kernel that a device may have, at its edges and beyond the widest.
+        (5, 33, 16, 64),
+        (3, 140, 33, 64),
+        (4, 131, 17, 65),
+        (7, 19, 5, 96),
+        (3, 133, 19, 128),
+        (6, 33, 40, 129),
         // The batch's last time steps may be all there is.
         (1, 99, 257, 19),
         (0, 19, 3, 5),

@@ -45,8 +45,9 @@ use lstm_cell::{Input, StateGradient};
 use lstm_sequence::Plan;
 use std::sync::Arc;
 
-/// A CUDA device with the kernels loaded.
-#[derive(Clone, Debug)]
+/// A CUDA device with the kernels loaded, and a stream of its own. It cannot be cloned: an engine that records its steps
+/// from the stream has to be the only one to use it.
+#[derive(Debug)]
 pub struct Cuda {
     ctx: Arc<Context>,
 }

@@ -101,6 +101,8 @@ pub struct Device {
     pub budget: u64,
     /// Shared memory a block may have.
     pub max_shared: u32,
+    /// Whether sectors and bank conflicts are counted.
+    pub detail: bool,
 }
 
 impl Default for Device {
@@ -117,6 +119,7 @@ impl Device {
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             budget: 1 << 32,
             max_shared: DEFAULT_SHARED,
+            detail: false,
         }
     }
 }
@@ -196,7 +199,7 @@ impl Device {
             return Err(Error::Launch(format!("no kernel `{kernel}` in the module")));
         };
         let params = pack(k, args)?;
-        let how = How { max_shared: self.max_shared, cooperative: false, detail: true };
+        let how = How { max_shared: self.max_shared, cooperative: false, detail: self.detail };
         self.run(module, k, shape, &params, how)
     }
 

@@ -961,7 +961,18 @@ impl Warp {
         let n = ty.bytes();
         let total = n * d.len() as u64;
         let addrs = self.rows[a as usize];
-        for lane in lanes(m) {
+        let quick = match d {
+            [Some(d)] if n == 4 && (width == 32 || !ty.is_signed()) => {
+                let quick = self.load_words(space, *d, &addrs, off, m, l, sh);
+                self.written[*d as usize] |= quick;
+                quick
+            }
+            _ => 0,
+        };
+        if quick == m {
+            return Ok(());
+        }
+        for lane in lanes(m & !quick) {
             let addr = addrs[lane].wrapping_add_signed(off);
             if !addr.is_multiple_of(total) {
                 return hit(
@@ -1005,6 +1016,62 @@ impl Warp {
             self.written[*d as usize] |= m;
         }
         Ok(())
+    }
+
+    /// Loads words of shared or global memory for the first lanes of `m`, up to one that needs a closer look. Returns the lanes done.
+    #[allow(clippy::too_many_arguments)]
+    #[inline]
+    fn load_words(
+        &mut self,
+        space: Space,
+        d: Slot,
+        addrs: &Row,
+        off: i64,
+        m: u32,
+        l: &Launch,
+        sh: &mut Shared,
+    ) -> u32 {
+        let mut done = 0;
+        let row = &mut self.rows[d as usize];
+        match space {
+            Space::Shared => {
+                for lane in lanes(m) {
+                    let at = addrs[lane].wrapping_add_signed(off);
+                    let i = at as usize;
+                    let (Some(state), Some(bytes)) =
+                        (sh.state.get(i..i.wrapping_add(4)), sh.bytes.get(i..i.wrapping_add(4)))
+                    else {
+                        break;
+                    };
+                    if !at.is_multiple_of(4)
+                        || state != [2; 4]
+                        || sh.races.by_byte()
+                        || !sh.races.read_cell(i, self.index, lane, &self.clock)
+                    {
+                        break;
+                    }
+                    row[lane] = bytes_of(bytes);
+                    done |= 1 << lane;
+                }
+            }
+            Space::Global | Space::Const => {
+                let Some(a) = l.allocs.get(self.near) else { return 0 };
+                for lane in lanes(m) {
+                    let at = addrs[lane].wrapping_add_signed(off);
+                    if !at.is_multiple_of(4) || !a.holds(at, 4) {
+                        break;
+                    }
+                    let (v, valid) = a.read(at, 4);
+                    if !valid {
+                        break;
+                    }
+                    row[lane] = v;
+                    done |= 1 << lane;
+                }
+            }
+            _ => {}
+        }
+        done
     }
 
     #[allow(clippy::too_many_arguments)]

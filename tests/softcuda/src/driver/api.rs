@@ -232,7 +232,8 @@ fn fill(s: &mut State, to: u64, pattern: &[u8], count: usize, stream: u64) -> R<
     if !to.is_multiple_of(pattern.len() as u64) {
         return s.refuse(Code::INVALID_VALUE, "a fill of an address that is no multiple of the value's size");
     }
-    s.range(to, (count * pattern.len()) as u64)?;
+    let bytes = count.checked_mul(pattern.len()).ok_or(Code::INVALID_VALUE)?;
+    s.range(to, bytes as u64)?;
     s.enqueue(id, Op::Fill { to, pattern: pattern.to_vec(), count: count as u64 }).map(|_| ())
 }
 

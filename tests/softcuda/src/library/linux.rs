@@ -1,7 +1,4 @@
-//! The shared object from a test: where it is, how it is opened, and its controls.
-//!
-//! A test that links this crate and opens the shared object has two copies of everything that lives as long as the process. What
-//! the driver does is in the shared object's copy, so options, counts and faults are reached through [`Soft`] alone.
+//! The shared object where there is one.
 #![allow(unsafe_code)]
 
 use std::ffi::{CString, c_char};
@@ -10,6 +7,7 @@ use std::sync::OnceLock;
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 
+use super::{FaultReport, Scope};
 use crate::counters::Counters;
 
 /// The name by which programs open the CUDA driver, and the shared object's own.
@@ -40,25 +38,6 @@ pub fn library() -> Result<PathBuf, String> {
 pub fn open() -> Result<&'static Soft, String> {
     static SOFT: OnceLock<Result<Soft, String>> = OnceLock::new();
     SOFT.get_or_init(Soft::load).as_ref().map_err(String::clone)
-}
-
-/// A fault as the driver tells it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FaultReport {
-    /// Its kind, as [`FaultKind`](crate::FaultKind) is written, `Planted` for one that an option caused, `Copy` for a copy's or a fill's.
-    pub kind: String,
-    /// Kernel, block, thread, PTX line and reason.
-    pub text: String,
-}
-
-/// Whose counts or faults.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Scope {
-    /// Those of the whole process.
-    Process = 0,
-    /// Those of the context that is current in the calling thread. With a context of its own (`CudaContext::new_non_primary`), a test sees
-    /// nothing of the tests beside it.
-    Context = 1,
 }
 
 type Fetch = extern "C" fn(u32, *mut u8, usize) -> usize;

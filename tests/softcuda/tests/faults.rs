@@ -109,6 +109,29 @@ fn races_in_shared_memory() {
 }
 
 #[test]
+fn races_between_blocks_in_global_memory() {
+    for threads in [1, 2] {
+        let mut g = Gpu::new(FAULTS);
+        g.dev.threads = threads;
+        let (x, out) = (floats(&mut g, 64), floats(&mut g, 64));
+        // Both blocks write the same places; which of the two is told depends on the schedule.
+        let f = caught(&mut g, "copy", Shape::linear(2, 64), &[&x, &out], FaultKind::Race, "st.global");
+        assert!(f.why.contains("race between blocks") && f.why.contains("wrote it"), "{f}");
+        // One block alone, and another launch, are no race.
+        g.ok("copy", Shape::linear(1, 64), &[&x, &out]);
+        g.ok("copy", Shape::linear(1, 64), &[&x, &out]);
+        // A block reads what the other writes.
+        let mut g = Gpu::new(include_str!("../kernels/grid.ptx"));
+        g.dev.threads = threads;
+        let n = g.put(&[0u32][..]);
+        let e = g.launch("increment", Shape::linear(2, 1), &[&n]).unwrap_err();
+        assert_eq!(e.fault().map(|f| f.kind), Some(FaultKind::Race), "{e}");
+        g.dev.races = false;
+        g.ok("increment", Shape::linear(2, 1), &[&n]);
+    }
+}
+
+#[test]
 fn barriers_that_not_all_reach() {
     let mut g = Gpu::new(FAULTS);
     let out = floats(&mut g, 64);

@@ -8,7 +8,9 @@ use super::image::{self, MODULES, Module as Compiled};
 use crate::error::{Error, Result};
 use crate::tuning;
 use cudarc::driver::result::{self, DriverError};
-use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
+use cudarc::driver::sys::{
+    self, CUdevice_attribute as Attribute, CUfunction_attribute as FunctionAttribute, CUresult,
+};
 use cudarc::driver::{CudaContext, CudaStream};
 use std::ffi::{CStr, CString, c_void};
 use std::fmt;
@@ -20,8 +22,8 @@ const MIN_CAPABILITY: (i32, i32) = (7, 5);
 const MIN_DRIVER: i32 = 12_010;
 /// The environment variable that chooses the image: `best`, `built` or `committed`.
 const IMAGE_VARIABLE: &str = "RECURVE_CUDA_IMAGE";
-/// Static shared memory left to the kernel that keeps rows in dynamic shared memory.
-const SHARED_RESERVE: u32 = 4096;
+/// Bytes of a row of U of 128 units' gates, in shared memory.
+pub(super) const STAGED_ROW_BYTES: u32 = 4 * 128 * 4;
 
 /// Every function of the driver that is called here or by cudarc on our behalf.
 const SYMBOLS: &[&str] = &[
@@ -52,6 +54,7 @@ const SYMBOLS: &[&str] = &[
     "cuModuleLoadData",
     "cuModuleGetFunction",
     "cuModuleUnload",
+    "cuFuncGetAttribute",
     "cuFuncSetAttribute",
     "cuLaunchKernel",
     "cuStreamCreate",
@@ -342,12 +345,19 @@ impl Context {
         let (image, refused, modules, kernels) =
             load(&cuda, choice, capability).map_err(|why| unloadable(&label, &name, driver, &why))?;
 
-        let row_bytes = 4 * 128 * 4;
-        let staged_rows = (u32::try_from(opt_in).unwrap_or(0).saturating_sub(SHARED_RESERVE) / row_bytes)
-            .min(tuning::SEQUENCE_STREAMED);
-        for kernel in [&kernels.lstm_sequence_forward_h128, &kernels.lstm_sequence_backward_h128] {
-            let bytes = i32::try_from(staged_rows * row_bytes).unwrap_or(i32::MAX);
-            let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        let sequences = [&kernels.lstm_sequence_forward_h128, &kernels.lstm_sequence_backward_h128];
+        let mut staged_rows = tuning::SEQUENCE_STREAMED;
+        for kernel in sequences {
+            let attribute = FunctionAttribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES;
+            // SAFETY: the function belongs to a module that is loaded.
+            let used = unsafe { result::function::get_function_attribute(kernel.function, attribute) }
+                .map_err(|e| fail("ask for a kernel's shared memory", e))?;
+            let room = u32::try_from(opt_in.saturating_sub(used)).unwrap_or(0);
+            staged_rows = staged_rows.min(room / STAGED_ROW_BYTES);
+        }
+        for kernel in sequences {
+            let bytes = i32::try_from(staged_rows * STAGED_ROW_BYTES).unwrap_or(i32::MAX);
+            let attribute = FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: the function belongs to a module that is loaded.
             unsafe { result::function::set_function_attribute(kernel.function, attribute, bytes) }
                 .map_err(|e| fail("give a kernel its shared memory", e))?;

@@ -4,7 +4,7 @@
 
 use super::adam::Partials;
 use super::buffer::{View, ViewMut, copy};
-use super::context::{Context, Kernel};
+use super::context::{Context, Kernel, STAGED_ROW_BYTES};
 use super::fill::fill;
 use super::gemm::{Slices, column_sums, gemm};
 use super::launch::{Call, size};
@@ -175,7 +175,7 @@ fn kernel(ctx: &Context, padded: u32, forward: bool) -> &Kernel {
 
 /// Rows of U to keep in dynamic shared memory, and its bytes.
 fn staged(ctx: &Context, padded: u32) -> (u32, u32) {
-    if padded == 128 { (ctx.staged_rows, ctx.staged_rows * 4 * 128 * 4) } else { (0, 0) }
+    if padded == 128 { (ctx.staged_rows, ctx.staged_rows * STAGED_ROW_BYTES) } else { (0, 0) }
 }
 
 /// Assigns `gates`, `h` and `c` from `x` `[T,B,E]` and the initial state `[B,H]`, zeros where absent.

@@ -1,24 +1,20 @@
-//! The CUDA back end as a whole, on whatever device `parity/device.rs` opens: the software device, or a GPU where one is
-//! asked for. Every test prints which device ran it.
-
+//! What the CUDA engine computes, to the last digits: beside the oracle and the CPU, and against a committed hash. On
+//! whatever device `parity/device.rs` opens; every test prints which one ran it.
+#![cfg(feature = "cuda")]
 // A test that cannot go on fails; clippy allows that inside of test functions only, not in their helpers.
 #![allow(clippy::unwrap_used)]
 
 #[path = "parity/device.rs"]
 mod device;
 
-use recurve::backend::cuda::{Activation, CudaEngine};
+use device::engines;
+use recurve::backend::cuda::Activation;
 use recurve::backend::{AdamConfig, Device, Engine, Ops, Part, Parts, StepState, TrainState};
 use recurve::data::{self, DataOptions, Examples, Source};
 use recurve::metrics::Metrics;
 use recurve::model::{Model, ModelConfig};
 use recurve::rng::{Purpose, Rng};
 use sha2::{Digest, Sha256};
-
-/// Engines on the device, one for each image of the kernels that this build holds.
-fn engines() -> Vec<CudaEngine> {
-    device::images().iter().map(|cuda| CudaEngine::new(cuda.clone())).collect()
-}
 
 fn cpu() -> Box<dyn Engine> {
     Device::Cpu.engine(2).unwrap()
@@ -70,8 +66,8 @@ fn model(vocab: usize, embed: usize, hidden: usize, classes: usize) -> Model {
 /// rows of U, cells. The last batch is smaller, and clipping and weight decay are on in some steps.
 #[test]
 fn training_steps_agree_with_the_oracle_on_every_path() {
-    // Three steps of at most 0.002 each; where Adam divides two tiny moments, roundings of their quotient stay.
-    const TOLERANCE: f32 = 2e-5;
+    // Three steps of at most 0.002 each, of parameters below 1: some sixteen roundings (6e-8).
+    const TOLERANCE: f32 = 1e-6;
     for (embed, hidden, path) in [
         (5, 7, "one launch, all weights summed in it"),
         (19, 33, "padded to 64, 32 inputs"),
@@ -166,33 +162,6 @@ fn three_training_steps_have_the_committed_bits() {
         let digest: String = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
         println!("three steps, loss sum {}: {digest} on {}", metrics.loss_sum, engine.cuda().name());
         assert_eq!(digest, THREE_STEPS, "{}", engine.cuda().name());
-    }
-}
-
-#[test]
-fn two_runs_in_any_cut_have_the_same_bits() {
-    let (model, examples) = (model(60, 5, 33, 2), examples(27, 5, 60, 2));
-    let steps = steps(27, 8, 0, 0.01);
-    for mut engine in engines() {
-        let mut run = |cut: usize| {
-            load(&mut engine, &model, &examples);
-            engine.train(&steps[..cut]).unwrap();
-            // As a resume does: the state and the metrics go out, and into a fresh engine.
-            let (metrics, state) = (engine.poll(true).unwrap(), engine.read_state().unwrap());
-            load(&mut engine, &model, &examples);
-            engine.write_state(&state).unwrap();
-            let order: Vec<u32> = (0..27).collect();
-            engine.set_order(&order, metrics).unwrap();
-            engine.train(&steps[cut..]).unwrap();
-            (engine.poll(true).unwrap(), engine.read_state().unwrap())
-        };
-        let whole = run(0);
-        for cut in [0, 1, 3, 4] {
-            let (metrics, state) = run(cut);
-            assert_eq!(metrics, whole.0, "cut at {cut}");
-            assert_eq!((bits(&state), state.t), (bits(&whole.1), 4), "cut at {cut}");
-        }
-        println!("the same bits in two runs and after every cut on {}", engine.cuda().name());
     }
 }
 

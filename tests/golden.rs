@@ -14,8 +14,6 @@
 #![allow(clippy::neg_cmp_op_on_partial_ord)] // `!(diff <= tolerance)`, so that a NaN fails
 
 use recurve::backend::cpu::Cpu;
-#[cfg(feature = "cuda")]
-use recurve::backend::cuda::CudaEngine;
 use recurve::backend::reference::Reference;
 use recurve::backend::{
     Adam, AdamConfig, CrossEntropyBackward, CrossEntropyDims, CrossEntropyForward, DenseBackward, DenseDims,
@@ -464,14 +462,14 @@ fn small_by_operations<O: Ops>(ops: &O, tolerance: Tolerance) {
 }
 
 /// Arrays of the small model that [`small_by_engine`] compares.
-const BY_ENGINE: [&str; 5] = ["after1/", "after3/", "adam_m/", "adam_v/", "loss"];
+const BY_ENGINE: [&str; 6] = ["after1/", "after3/", "adam_m/", "adam_v/", "loss", "accuracy"];
 
 /// The small model's three batches through an engine, however it composes or fuses a step.
 fn small_by_engine(engine: &mut dyn Engine, tolerance: Tolerance) {
     let fixture: Small = serde_json::from_str(include_str!("golden/small.json")).unwrap();
     let info = engine.info();
     let mut golden = Golden::new(format!("{} {}", info.name, info.executed), tolerance, &fixture.float32);
-    golden.left.retain(|name, _| name == "accuracy" || BY_ENGINE.iter().any(|p| name.starts_with(p)));
+    golden.left.retain(|name, _| BY_ENGINE.iter().any(|p| name.starts_with(p)));
     let SmallDims { vocab, embed, steps: t, hidden, classes } = fixture.dims;
     let model = Model::new(ModelConfig { vocab, embed, hidden, classes, ..ModelConfig::default() }).unwrap();
     let specs = model.table.specs().iter();
@@ -533,7 +531,9 @@ fn small_model_on_the_cpu() {
 fn small_model_on_cuda() {
     for cuda in device::images() {
         small_by_operations(cuda, F32);
-        small_by_engine(&mut CudaEngine::new(cuda.clone()), F32);
+    }
+    for mut engine in device::engines() {
+        small_by_engine(&mut engine, F32);
     }
 }
 
@@ -636,6 +636,60 @@ fn reference_shape<O: HostOps<f32>>(ops: &O) {
         golden.compare(spec.name, &state.params[spec.range()]);
     }
     golden.finish();
+}
+
+/// The reference shape through an engine, however it composes or fuses a step.
+fn reference_shape_by_engine(engine: &mut dyn Engine) {
+    let fixture: ReferenceShape = serde_json::from_str(include_str!("golden/reference_shape.json")).unwrap();
+    let model = Model::new(ModelConfig::default()).unwrap();
+    let (weights, ids, labels) = reference_inputs(&model);
+    let info = engine.info();
+    // As above.
+    let executed = format!("{} {}", info.name, info.executed);
+    let mut golden = Golden::new(executed, Tolerance::Absolute(2e-6), &fixture.arrays);
+    let examples = Examples { x: ids, y: labels, t: STEPS };
+    let parts = Parts { train: Some(&examples), ..Parts::default() };
+    engine.load(&model, &TrainState::new(weights.clone()), AdamConfig::default(), parts).unwrap();
+    let order: Vec<u32> = (0..96).collect();
+    engine.set_order(&order, Metrics::default()).unwrap();
+    let (mut losses, mut before) = (Vec::new(), 0.0);
+    for number in 1..=3u32 {
+        engine.train(&[StepState::new(u64::from(number), 1e-3, 32 * (number - 1), 32)]).unwrap();
+        let sum = engine.poll(true).unwrap().loss_sum;
+        losses.push(sum - before);
+        before = sum;
+    }
+    golden.compare("loss", &losses);
+    let params = engine.read_state().unwrap().params;
+    let embed = model.config.embed;
+    let mut touched = Vec::new();
+    for row in 0..model.config.vocab {
+        let range = row * embed..(row + 1) * embed;
+        if fixture.touched.contains(&row) {
+            touched.extend_from_slice(&params[range]);
+        } else {
+            let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(&params[range.clone()]), bits(&weights[range]), "untouched row {row}");
+        }
+    }
+    golden.compare("touched_rows", &touched);
+    for spec in &model.table.specs()[1..] {
+        golden.compare(spec.name, &params[spec.range()]);
+    }
+    golden.finish();
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn three_batches_of_the_reference_shape_on_cuda() {
+    for mut engine in device::engines() {
+        reference_shape_by_engine(&mut engine);
+    }
+}
+
+#[test]
+fn three_batches_of_the_reference_shape_through_the_engine_of_the_cpu() {
+    reference_shape_by_engine(Device::Cpu.engine(2).unwrap().as_mut());
 }
 
 #[test]

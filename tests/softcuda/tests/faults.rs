@@ -108,6 +108,28 @@ fn races_in_shared_memory() {
     g.ok("warp_ordered", Shape::linear(1, 32), &[&out]);
 }
 
+/// Shuffles and votes of a whole warp order no memory; a warp barrier does.
+#[test]
+fn a_shuffle_and_a_vote_are_no_barriers() {
+    let ptx = |between: &str| {
+        format!(
+            ".version 8.1\n.target sm_75\n.address_size 64\n.visible .entry k()\n{{\n.reg .pred %p<3>;\n.reg .b32 %r<6>;\n\
+             .shared .align 4 .b8 s[128];\nmov.u32 %r1, %tid.x;\nshl.b32 %r2, %r1, 2;\nxor.b32 %r3, %r2, 4;\nsetp.eq.u32 %p1, %r1, 0;\n\
+             st.shared.u32 [%r2], %r1;\n{between}\nld.shared.u32 %r4, [%r3];\nret;\n}}\n"
+        )
+    };
+    for between in
+        ["", "shfl.sync.bfly.b32 %r5|%p2, %r1, 1, 31, -1;", "vote.sync.any.pred %p2, %p1, -1;", "membar.cta;"]
+    {
+        let e = Gpu::new(&ptx(between)).launch("k", Shape::linear(1, 32), &[]).expect_err(between);
+        let f = e.fault().unwrap();
+        assert!(f.kind == FaultKind::Race && f.text.starts_with("ld.shared") && f.thread == [0, 0, 0], "{f}");
+    }
+    for between in ["bar.warp.sync -1;", "bar.sync 0;"] {
+        Gpu::new(&ptx(between)).ok("k", Shape::linear(1, 32), &[]);
+    }
+}
+
 #[test]
 fn races_between_blocks_in_global_memory() {
     for threads in [1, 2] {

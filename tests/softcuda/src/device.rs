@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use crate::counters::KernelCounters;
 use crate::exec::{Block, Launch};
 use crate::fault::{Error, Fault};
-use crate::memory::Memory;
+use crate::memory::{MAX_TRACKED, Memory};
 use crate::ptx::decode::decode;
 use crate::ptx::ir::{Kernel, Var};
 use crate::ptx::parser::parse;
@@ -89,6 +89,8 @@ pub struct How {
     pub cooperative: bool,
     /// Sectors and bank conflicts are counted.
     pub detail: bool,
+    /// Races between blocks in global memory are looked for.
+    pub races: bool,
 }
 
 /// A software CUDA device.
@@ -103,6 +105,10 @@ pub struct Device {
     pub max_shared: u32,
     /// Whether sectors and bank conflicts are counted.
     pub detail: bool,
+    /// Whether races between blocks in global memory are looked for. Kernels with fences or volatile accesses, and cooperative launches, are
+    /// left out: their blocks may order themselves. So are accesses of less than four bytes and atomic operations.
+    pub races: bool,
+    launches: AtomicU64,
 }
 
 impl Default for Device {
@@ -120,6 +126,8 @@ impl Device {
             budget: 1 << 32,
             max_shared: DEFAULT_SHARED,
             detail: false,
+            races: true,
+            launches: AtomicU64::new(0),
         }
     }
 }
@@ -199,7 +207,8 @@ impl Device {
             return Err(Error::Launch(format!("no kernel `{kernel}` in the module")));
         };
         let params = pack(k, args)?;
-        let how = How { max_shared: self.max_shared, cooperative: false, detail: self.detail };
+        let how =
+            How { max_shared: self.max_shared, cooperative: false, detail: self.detail, races: self.races };
         self.run(module, k, shape, &params, how)
     }
 
@@ -214,6 +223,10 @@ impl Device {
     ) -> Result<Stats, Error> {
         check(k, shape, how.max_shared)?;
         let allocs = self.memory.snapshot();
+        let blocks: u64 = shape.grid.iter().map(|n| u64::from(*n)).product();
+        let number = 1 + self.launches.fetch_add(1, Relaxed) % 0xff_fffe;
+        let told_apart = how.races && !how.cooperative && !k.orders && blocks > 1 && blocks <= MAX_TRACKED;
+        let races = told_apart.then_some(number);
         let launch = Launch {
             kernel: k,
             source: &module.source,
@@ -222,6 +235,7 @@ impl Device {
             dynamic: shape.dynamic_shared,
             params,
             detail: how.detail,
+            races,
             allocs: &allocs,
             memory: &self.memory,
         };

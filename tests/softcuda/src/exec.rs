@@ -30,6 +30,8 @@ pub struct Launch<'a> {
     pub allocs: &'a [Arc<Alloc>],
     /// Whether sectors and bank conflicts are counted.
     pub detail: bool,
+    /// The launch's number, if races between its blocks are looked for.
+    pub races: Option<u64>,
     /// All memory, to explain an address that is in none of them.
     pub memory: &'a Memory,
 }
@@ -73,6 +75,8 @@ struct Warp {
     local: Vec<u8>,
     local_valid: Vec<bool>,
     near: usize,
+    /// The block's number in the grid.
+    block: u64,
 }
 
 /// How a warp's turn ended.
@@ -151,6 +155,7 @@ impl<'a> Block<'a> {
                     local: vec![0; k.local_bytes as usize * 32],
                     local_valid: vec![false; k.local_bytes as usize * 32],
                     near: 0,
+                    block: 0,
                 }
             })
             .collect();
@@ -256,6 +261,8 @@ impl<'a> Block<'a> {
             let here = threads - index as u32 * 32;
             w.alive = if here >= 32 { u32::MAX } else { (1 << here) - 1 };
             w.held = 0;
+            w.block = (u64::from(id[2]) * u64::from(l.grid[1]) + u64::from(id[1])) * u64::from(l.grid[0])
+                + u64::from(id[0]);
             w.bar = None;
             w.clock = Clock::new(n);
             w.local_valid.fill(false);
@@ -888,6 +895,33 @@ impl Warp {
         hit(kind, lane, Some(addr), format!("access outside memory: {why}"))
     }
 
+    /// Notes a use of global memory; another block's use of it in the same launch is a race where one of the two writes.
+    #[inline]
+    fn global_race(
+        &self,
+        a: &Alloc,
+        at: u64,
+        n: u64,
+        lane: usize,
+        l: &Launch,
+        write: bool,
+    ) -> Result<(), Box<Hit>> {
+        let Some(launch) = l.races.filter(|_| n >= 4 && !a.constant) else { return Ok(()) };
+        let Some(other) = a.note(at, n, launch, self.block, write) else { return Ok(()) };
+        let who = match other.block {
+            Some(b) => format!("block number {b}"),
+            None => "several other blocks".into(),
+        };
+        let why = format!(
+            "race between blocks: offset {} of an allocation of {} bytes is {}, {who} of the same launch {} it",
+            at - a.base,
+            a.size,
+            if write { "written" } else { "read" },
+            if other.wrote { "wrote" } else { "read" }
+        );
+        hit(FaultKind::Race, lane, Some(at), why)
+    }
+
     /// Checks `n` bytes of shared memory at `at` and notes the access.
     #[inline]
     fn shared(
@@ -997,7 +1031,11 @@ impl Warp {
                             !self.local_valid[i..i + n as usize].contains(&false),
                         )
                     }
-                    _ => self.alloc(at, n, lane, l)?.read(at, n),
+                    _ => {
+                        let alloc = self.alloc(at, n, lane, l)?;
+                        self.global_race(alloc, at, n, lane, l, false)?;
+                        alloc.read(at, n)
+                    }
                 };
                 if !ok {
                     return hit(
@@ -1056,13 +1094,14 @@ impl Warp {
             }
             Space::Global | Space::Const => {
                 let Some(a) = l.allocs.get(self.near) else { return 0 };
+                let races = l.races.filter(|_| !a.constant);
                 for lane in lanes(m) {
                     let at = addrs[lane].wrapping_add_signed(off);
                     if !at.is_multiple_of(4) || !a.holds(at, 4) {
                         break;
                     }
                     let (v, valid) = a.read(at, 4);
-                    if !valid {
+                    if !valid || races.is_some_and(|r| a.note(at, 4, r, self.block, false).is_some()) {
                         break;
                     }
                     row[lane] = v;
@@ -1123,6 +1162,7 @@ impl Warp {
                         if alloc.constant {
                             return hit(FaultKind::ReadOnly, lane, Some(addr), "constant memory is written");
                         }
+                        self.global_race(alloc, at, n, lane, l, true)?;
                         alloc.write(at, n, v);
                     }
                 }

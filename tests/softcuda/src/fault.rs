@@ -16,7 +16,7 @@ pub enum FaultKind {
     Uninitialised,
     /// A write to constant memory.
     ReadOnly,
-    /// Two threads at one place of shared memory, one of them writing, with no barrier between.
+    /// Two threads at one place of shared memory, one of them writing, with no barrier between; or two blocks at one of global memory.
     Race,
     /// A barrier or warp-wide instruction that part of its threads do not reach, or not together.
     Divergence,

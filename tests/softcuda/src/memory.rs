@@ -4,8 +4,8 @@
 //! so that an access past its end or after its end of life finds no other.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use crate::fault::{Error, FaultKind};
 
@@ -32,6 +32,23 @@ pub struct Alloc {
     valid: Vec<AtomicU8>,
     /// Atomic operations of kernels exclude each other through this.
     pub atomics: Mutex<()>,
+    /// Of each word, who used it last: 24 bits of the launch, then the block that wrote it and the block that read it, 20 bits each, from 1.
+    /// Made when a kernel first uses the allocation.
+    users: OnceLock<Box<[AtomicU64]>>,
+}
+
+/// The number that stands for several blocks.
+const SEVERAL: u64 = 0xf_ffff;
+/// Most blocks of a launch whose uses of global memory are told apart.
+pub const MAX_TRACKED: u64 = SEVERAL - 1;
+
+/// Another block's use of a word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Use {
+    /// The block's number in the grid, None for several blocks.
+    pub block: Option<u64>,
+    /// Whether it wrote.
+    pub wrote: bool,
 }
 
 fn spread(bits: u8) -> u32 {
@@ -94,6 +111,43 @@ impl Alloc {
 }
 
 impl Alloc {
+    /// Notes that `block` of a launch uses the words at `addr`. Says which other block of the launch used one of them, if one of the two
+    /// wrote. The range was checked by `holds`.
+    #[inline]
+    pub fn note(&self, addr: u64, len: u64, launch: u64, block: u64, write: bool) -> Option<Use> {
+        let users = self.users.get_or_init(|| (0..self.words.len()).map(|_| AtomicU64::new(0)).collect());
+        let me = block + 1;
+        let first = ((addr - self.base) / 4) as usize;
+        for user in &users[first..first + len as usize / 4] {
+            let mut old = user.load(Relaxed);
+            loop {
+                let now = if old >> 40 == launch { old } else { launch << 40 };
+                let (writer, reader) = (now >> 20 & SEVERAL, now & SEVERAL);
+                if writer != 0 && writer != me {
+                    return Some(Use { block: Some(writer - 1), wrote: true });
+                }
+                let new = if write {
+                    if reader != 0 && reader != me {
+                        return Some(Use { block: (reader != SEVERAL).then(|| reader - 1), wrote: false });
+                    }
+                    now & !(SEVERAL << 20) | me << 20
+                } else if reader == 0 || reader == me {
+                    now | me
+                } else {
+                    now | SEVERAL
+                };
+                if new == old {
+                    break;
+                }
+                match user.compare_exchange_weak(old, new, Relaxed, Relaxed) {
+                    Ok(_) => break,
+                    Err(seen) => old = seen,
+                }
+            }
+        }
+        None
+    }
+
     /// The byte at `addr` counts as not written.
     fn forget(&self, addr: u64) {
         let at = addr - self.base;
@@ -155,6 +209,7 @@ impl Memory {
             words: (0..words).map(|_| AtomicU32::new(0xcdcd_cdcd)).collect(),
             valid: (0..words).map(|_| AtomicU8::new(0)).collect(),
             atomics: Mutex::new(()),
+            users: OnceLock::new(),
         };
         self.next += size.next_multiple_of(256) + GAP;
         self.used += size;

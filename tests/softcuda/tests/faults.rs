@@ -108,6 +108,51 @@ fn races_in_shared_memory() {
     g.ok("warp_ordered", Shape::linear(1, 32), &[&out]);
 }
 
+/// Shuffles and votes of a whole warp order no memory; a warp barrier does.
+#[test]
+fn a_shuffle_and_a_vote_are_no_barriers() {
+    let ptx = |between: &str| {
+        format!(
+            ".version 8.1\n.target sm_75\n.address_size 64\n.visible .entry k()\n{{\n.reg .pred %p<3>;\n.reg .b32 %r<6>;\n\
+             .shared .align 4 .b8 s[128];\nmov.u32 %r1, %tid.x;\nshl.b32 %r2, %r1, 2;\nxor.b32 %r3, %r2, 4;\nsetp.eq.u32 %p1, %r1, 0;\n\
+             st.shared.u32 [%r2], %r1;\n{between}\nld.shared.u32 %r4, [%r3];\nret;\n}}\n"
+        )
+    };
+    for between in
+        ["", "shfl.sync.bfly.b32 %r5|%p2, %r1, 1, 31, -1;", "vote.sync.any.pred %p2, %p1, -1;", "membar.cta;"]
+    {
+        let e = Gpu::new(&ptx(between)).launch("k", Shape::linear(1, 32), &[]).expect_err(between);
+        let f = e.fault().unwrap();
+        assert!(f.kind == FaultKind::Race && f.text.starts_with("ld.shared") && f.thread == [0, 0, 0], "{f}");
+    }
+    for between in ["bar.warp.sync -1;", "bar.sync 0;"] {
+        Gpu::new(&ptx(between)).ok("k", Shape::linear(1, 32), &[]);
+    }
+}
+
+#[test]
+fn races_between_blocks_in_global_memory() {
+    for threads in [1, 2] {
+        let mut g = Gpu::new(FAULTS);
+        g.dev.threads = threads;
+        let (x, out) = (floats(&mut g, 64), floats(&mut g, 64));
+        // Both blocks write the same places; which of the two is told depends on the schedule.
+        let f = caught(&mut g, "copy", Shape::linear(2, 64), &[&x, &out], FaultKind::Race, "st.global");
+        assert!(f.why.contains("race between blocks") && f.why.contains("wrote it"), "{f}");
+        // One block alone, and another launch, are no race.
+        g.ok("copy", Shape::linear(1, 64), &[&x, &out]);
+        g.ok("copy", Shape::linear(1, 64), &[&x, &out]);
+        // A block reads what the other writes.
+        let mut g = Gpu::new(include_str!("../kernels/grid.ptx"));
+        g.dev.threads = threads;
+        let n = g.put(&[0u32][..]);
+        let e = g.launch("increment", Shape::linear(2, 1), &[&n]).unwrap_err();
+        assert_eq!(e.fault().map(|f| f.kind), Some(FaultKind::Race), "{e}");
+        g.dev.races = false;
+        g.ok("increment", Shape::linear(2, 1), &[&n]);
+    }
+}
+
 #[test]
 fn barriers_that_not_all_reach() {
     let mut g = Gpu::new(FAULTS);

@@ -14,6 +14,7 @@
 /// | `SOFTCUDA_FAIL_LAUNCH` | the n-th kernel executed from now faults; 0 is none |
 /// | `SOFTCUDA_FAIL_ALLOC` | the n-th allocation from now finds no memory; 0 is none |
 /// | `SOFTCUDA_DETAIL` | 1: sectors and bank conflicts are counted too |
+/// | `SOFTCUDA_RACES` | 0: races between blocks in global memory are not looked for (1) |
 /// | `SOFTCUDA_COUNTERS` | a file; a line of JSON with all counts is appended when a context or the process ends |
 /// | `SOFTCUDA_QUIET` | 1: faults and refusals are not written to stderr |
 #[derive(Debug, Clone, Default)]
@@ -38,6 +39,8 @@ pub struct Options {
     pub fail_alloc: u64,
     /// Whether sectors and bank conflicts are counted.
     pub detail: u64,
+    /// Whether races between blocks are looked for.
+    pub races: u64,
     /// Whether stderr stays empty.
     pub quiet: u64,
     /// Address that ends every array of kernel arguments, if the host promised one.
@@ -68,6 +71,7 @@ impl Options {
             fail_launch: number("FAIL_LAUNCH", 0),
             fail_alloc: number("FAIL_ALLOC", 0),
             detail: number("DETAIL", 0),
+            races: number("RACES", 1),
             quiet: number("QUIET", 0),
             arguments_end: 0,
             counters: get("COUNTERS"),
@@ -87,6 +91,7 @@ impl Options {
             "fail_launch" => &mut self.fail_launch,
             "fail_alloc" => &mut self.fail_alloc,
             "detail" => &mut self.detail,
+            "races" => &mut self.races,
             "quiet" => &mut self.quiet,
             "arguments_end" => &mut self.arguments_end,
             _ => return None,

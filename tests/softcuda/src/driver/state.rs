@@ -754,8 +754,12 @@ impl State {
                 return Err(self.broke(ctx, Code::LAUNCH_FAILED, "Planted", text));
             }
         }
-        let how =
-            How { max_shared: k.max_shared, cooperative: k.cooperative, detail: self.options.detail != 0 };
+        let how = How {
+            max_shared: k.max_shared,
+            cooperative: k.cooperative,
+            detail: self.options.detail != 0,
+            races: self.options.races != 0,
+        };
         match self.devices[device].device.run(&k.module, kernel, k.shape, &k.params, how) {
             Ok(stats) => {
                 if let Some(c) = self.counts(ctx) {

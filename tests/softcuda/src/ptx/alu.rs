@@ -447,8 +447,22 @@ pub fn binary(name: &str, mods: &[&str], ty: Ty) -> Option<F2> {
     })
 }
 
+/// `a * b + c` rounded once, as `f32::mul_add`, which is a function call where the processor's own instruction cannot be counted on.
+/// The product is exact in f64. The sum is rounded to odd there: 53 bits with the last one telling that there was more round to 24 as
+/// the exact sum would.
+#[inline(always)]
 fn fma32(a: u64, b: u64, c: u64) -> f32 {
-    f32_of(a).mul_add(f32_of(b), f32_of(c))
+    let (p, c) = (f64::from(f32_of(a)) * f64::from(f32_of(b)), f64::from(f32_of(c)));
+    let s = p + c;
+    let t = s - p;
+    let rest = (p - (s - t)) + (c - t);
+    let bits = s.to_bits();
+    // What is left of the sum points away from zero or to it; a sum that is not finite leaves a NaN, and stays.
+    let away = (rest > 0.0) == (s > 0.0);
+    let step = if away { 1 } else { u64::MAX };
+    let inexact = (rest > 0.0) | (rest < 0.0);
+    let odd = if inexact & (bits & 1 == 0) { bits.wrapping_add(step) } else { bits };
+    f64::from_bits(odd) as f32
 }
 
 /// `a * b + c` rounded once in a given direction. The product is exact in f64 and the sum's error is known, so the direction can be kept.
@@ -924,6 +938,67 @@ impl Cvt {
             }
             Ty::F16 => u64::from(f64_to_half(narrow(f, self.round, 10, -14, 15), 10)),
             _ => u64::from(f64_to_half(narrow(f, self.round, 7, -126, 127), 7)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_fused_multiply_add_is_that_of_the_standard_library() {
+        let special = [
+            0,
+            1,
+            0x8000_0000,
+            0x8000_0001,
+            0x007f_ffff,
+            0x0080_0000,
+            0x3f80_0000,
+            0xbf80_0000,
+            0x3f80_0001,
+            0x3f7f_ffff,
+            0x7f7f_ffff,
+            0xff7f_ffff,
+            0x7f80_0000,
+            0xff80_0000,
+            0x7fc0_0000,
+            0x3380_0000,
+            0x0b80_0000,
+            0x2000_0000,
+            0x5f00_0000,
+        ];
+        let check = |a: u32, b: u32, c: u32| {
+            let want = f32::from_bits(a).mul_add(f32::from_bits(b), f32::from_bits(c));
+            let got = fma32(a.into(), b.into(), c.into());
+            assert!(
+                want.to_bits() == got.to_bits() || want.is_nan() && got.is_nan(),
+                "{a:#x} * {b:#x} + {c:#x}: {want:?}, not {got:?}"
+            );
+        };
+        for a in special {
+            for b in special {
+                special.iter().for_each(|c| check(a, b, *c));
+            }
+        }
+        let mut s = 88172645463325252u64;
+        let mut next = || {
+            s ^= s << 13;
+            s ^= s >> 7;
+            s ^= s << 17;
+            (s >> 16) as u32
+        };
+        for i in 0..4_000_000 {
+            let (a, b, c) = (next(), next(), next());
+            check(a, b, c);
+            // Exponents close enough that the parts meet, and ties: short fractions.
+            let near = |x: u32, e: u32| x & 0x807f_ffff | (0x7f - 8 + e % 16) << 23;
+            let short = |x: u32| x & 0xffff_f000;
+            check(near(a, c), near(b, a), near(c, b));
+            check(short(near(a, c)), short(near(b, a)), near(c, i));
+            // Results that are subnormal.
+            check(a & 0x807f_ffff | 0x2080_0000, b & 0x807f_ffff | 0x1f80_0000, c & 0x80ff_ffff);
         }
     }
 }

@@ -99,6 +99,7 @@ impl<'a> Decoder<'a> {
             local: Vec::new(),
             local_bytes: 0,
             narrow_shared: false,
+            orders: false,
             max_threads: 1024,
         };
         Decoder {
@@ -511,7 +512,10 @@ impl<'a> Decoder<'a> {
             "exit" if want(0) => self.emit(g, Op::Exit),
             "trap" if want(0) => self.emit(g, Op::Trap),
             // Accesses become visible in program order here: fences have nothing to do. They do not order memory for the race check.
-            "membar" | "fence" if want(0) => self.emit(g, Op::Nop),
+            "membar" | "fence" if want(0) => {
+                self.k.orders |= !op.contains(&"cta");
+                self.emit(g, Op::Nop);
+            }
             "prefetch" | "prefetchu" | "nanosleep" => self.emit(g, Op::Nop),
             "bar" | "barrier" => match mods {
                 ["warp", "sync"] if want(1) && name == "bar" => {
@@ -821,6 +825,11 @@ impl<'a> Decoder<'a> {
         let (a, off) = self.addr(addr)?;
         if ty.bytes() < 4 && matches!(space, Space::Shared | Space::Generic) {
             self.k.narrow_shared = true;
+        }
+        if matches!(space, Space::Global | Space::Generic)
+            && mods.iter().any(|m| matches!(*m, "volatile" | "relaxed" | "acquire" | "release"))
+        {
+            self.k.orders = true;
         }
         if *name == "st" {
             let s = parts.iter().map(|p| self.src(p, ty)).collect::<Result<Vec<_>, _>>()?;

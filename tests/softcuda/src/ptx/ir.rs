@@ -325,6 +325,8 @@ pub struct Kernel {
     pub local_bytes: u32,
     /// Whether some access that may be to shared memory is narrower than four bytes: races are then looked for by byte.
     pub narrow_shared: bool,
+    /// Whether it has fences, or volatile or ordered accesses to global memory: its blocks may then hand values to each other.
+    pub orders: bool,
     /// Most threads a block may have (`.maxntid`, `.reqntid`), else 1024.
     pub max_threads: u32,
 }

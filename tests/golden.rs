@@ -16,15 +16,22 @@
 use recurve::backend::cpu::Cpu;
 use recurve::backend::reference::Reference;
 use recurve::backend::{
-    Adam, AdamConfig, CrossEntropyBackward, CrossEntropyDims, CrossEntropyForward, EmbeddingDims,
-    EmbeddingForward, Real, SequenceDims, SequenceForward, StepState,
+    Adam, AdamConfig, CrossEntropyBackward, CrossEntropyDims, CrossEntropyForward, DenseBackward, DenseDims,
+    DenseForward, Device, EmbeddingBackward, EmbeddingDims, EmbeddingForward, Engine, Ops, Parts, Real,
+    SequenceBackward, SequenceDims, SequenceForward, StepState, TrainState,
 };
+use recurve::data::Examples;
 use recurve::metrics::Metrics;
 use recurve::model::classifier::{self, HostOps, Workspace, to_time_major};
 use recurve::model::{Model, ModelConfig};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
+use std::borrow::{Borrow as _, BorrowMut as _};
 use std::collections::BTreeMap;
+
+#[cfg(feature = "cuda")]
+#[path = "parity/device.rs"]
+mod device;
 
 type Arrays = BTreeMap<String, Vec<f64>>;
 
@@ -281,6 +288,221 @@ fn small<T: Real, O: HostOps<T>>(ops: &O, precision: fn(&Small) -> &Arrays, tole
     golden.finish();
 }
 
+/// The small model on any back end, whatever its buffers are: the first batch operation by operation, a buffer for each
+/// parameter.
+fn small_by_operations<O: Ops>(ops: &O, tolerance: Tolerance) {
+    let fixture: Small = serde_json::from_str(include_str!("golden/small.json")).unwrap();
+    println!("small model, operation by operation, Keras' side: {:?}", fixture.versions);
+    let mut golden = Golden::new(ops.name(), tolerance, &fixture.float32);
+    let SmallDims { vocab: v, embed: e, steps: t, hidden: h, classes } = fixture.dims;
+    let b = fixture.labels[0].len();
+    let mut ids = Vec::new();
+    to_time_major(fixture.ids[0].chunks(t), t, &mut ids);
+    let (ids, labels) = (ops.upload_ids(&ids).unwrap(), ops.upload_ids(&fixture.labels[0]).unwrap());
+    let weights = |name: &str| ops.upload(&fixture.weights[name]).unwrap();
+    let new = |n: usize| ops.upload(&vec![f64::NAN; n]).unwrap();
+    let zeros = |n: usize| ops.upload(&vec![0.0; n]).unwrap();
+    let read = |buffer: &O::OwnedBuf| ops.download(buffer.borrow()).unwrap();
+    let (table, w, u, bias) = (
+        weights("embedding/embeddings"),
+        weights("lstm/kernel"),
+        weights("lstm/recurrent_kernel"),
+        weights("lstm/bias"),
+    );
+    let (dense_w, dense_b) = (weights("dense/kernel"), weights("dense/bias"));
+
+    let embedding = EmbeddingDims { n: t * b, v, e };
+    let mut x = new(t * b * e);
+    ops.embedding_forward(
+        embedding,
+        EmbeddingForward { table: table.borrow(), ids: ids.borrow(), out: x.borrow_mut() },
+    )
+    .unwrap();
+    let sequence = SequenceDims { t, b, e, h };
+    let (mut gates, mut hs, mut cs) = (new(t * b * 4 * h), new((t + 1) * b * h), new((t + 1) * b * h));
+    ops.lstm_sequence_forward(
+        sequence,
+        SequenceForward {
+            x: x.borrow(),
+            h0: zeros(b * h).borrow(),
+            c0: zeros(b * h).borrow(),
+            w: w.borrow(),
+            u: u.borrow(),
+            b: bias.borrow(),
+            gates: gates.borrow_mut(),
+            h: hs.borrow_mut(),
+            c: cs.borrow_mut(),
+        },
+    )
+    .unwrap();
+    let outputs = read(&hs);
+    golden.compare("c_last", &read(&cs)[t * b * h..]);
+    let by_row = |row: usize| (1..=t).flat_map(move |time| (time * b + row) * h..(time * b + row + 1) * h);
+    let h_sequence: Vec<f64> = (0..b).flat_map(by_row).map(|at| outputs[at]).collect();
+    golden.compare("h_sequence", &h_sequence);
+
+    let last = ops.upload(&outputs[t * b * h..]).unwrap();
+    let dense = DenseDims { b, inputs: h, outputs: classes };
+    let mut logits = new(b * classes);
+    ops.dense_forward(
+        dense,
+        DenseForward { x: last.borrow(), w: dense_w.borrow(), b: dense_b.borrow(), y: logits.borrow_mut() },
+    )
+    .unwrap();
+    golden.compare("logits", &read(&logits));
+    let d = CrossEntropyDims { b, c: classes };
+    let (mut probs, mut loss, mut hits) = (new(b * classes), new(b), new(b));
+    ops.cross_entropy_forward(
+        d,
+        CrossEntropyForward {
+            logits: logits.borrow(),
+            labels: labels.borrow(),
+            probs: probs.borrow_mut(),
+            loss: loss.borrow_mut(),
+            hits: hits.borrow_mut(),
+        },
+    )
+    .unwrap();
+    golden.compare("probabilities", &read(&probs));
+    golden.compare("row_losses", &read(&loss));
+
+    let (mut dlogits, mut dh_last, mut dx) = (new(b * classes), new(b * h), new(t * b * e));
+    ops.cross_entropy_backward(
+        d,
+        CrossEntropyBackward {
+            probs: probs.borrow(),
+            labels: labels.borrow(),
+            dlogits: dlogits.borrow_mut(),
+        },
+    )
+    .unwrap();
+    let (mut d_dense_w, mut d_dense_b) = (zeros(h * classes), zeros(classes));
+    ops.dense_backward(
+        dense,
+        DenseBackward {
+            x: last.borrow(),
+            w: dense_w.borrow(),
+            dy: dlogits.borrow(),
+            dx: dh_last.borrow_mut(),
+            dw: d_dense_w.borrow_mut(),
+            db: d_dense_b.borrow_mut(),
+        },
+    )
+    .unwrap();
+    let (mut dw, mut du, mut db) = (zeros(e * 4 * h), zeros(h * 4 * h), zeros(4 * h));
+    let (mut dh0, mut dc0) = (new(b * h), new(b * h));
+    ops.lstm_sequence_backward(
+        sequence,
+        SequenceBackward {
+            x: x.borrow(),
+            w: w.borrow(),
+            u: u.borrow(),
+            gates: gates.borrow(),
+            h: hs.borrow(),
+            c: cs.borrow(),
+            dh: None,
+            dh_last: Some(dh_last.borrow()),
+            dc_last: None,
+            dx: dx.borrow_mut(),
+            dh0: dh0.borrow_mut(),
+            dc0: dc0.borrow_mut(),
+            dw: dw.borrow_mut(),
+            du: du.borrow_mut(),
+            db: db.borrow_mut(),
+        },
+    )
+    .unwrap();
+    let mut dtable = zeros(v * e);
+    ops.embedding_backward(
+        embedding,
+        EmbeddingBackward { ids: ids.borrow(), dout: dx.borrow(), dtable: dtable.borrow_mut() },
+    )
+    .unwrap();
+    for (name, gradient) in [
+        ("embedding/embeddings", &dtable),
+        ("lstm/kernel", &dw),
+        ("lstm/recurrent_kernel", &du),
+        ("lstm/bias", &db),
+        ("dense/kernel", &d_dense_w),
+        ("dense/bias", &d_dense_b),
+    ] {
+        golden.compare(&format!("grad/{name}"), &read(gradient));
+    }
+
+    let d = CrossEntropyDims { b: fixture.extreme_labels.len(), c: classes };
+    let (logits, labels) =
+        (ops.upload(&fixture.extreme_logits).unwrap(), ops.upload_ids(&fixture.extreme_labels).unwrap());
+    let (mut probs, mut dlogits, mut loss, mut hits) = (new(d.b * d.c), new(d.b * d.c), new(d.b), new(d.b));
+    ops.cross_entropy_forward(
+        d,
+        CrossEntropyForward {
+            logits: logits.borrow(),
+            labels: labels.borrow(),
+            probs: probs.borrow_mut(),
+            loss: loss.borrow_mut(),
+            hits: hits.borrow_mut(),
+        },
+    )
+    .unwrap();
+    ops.cross_entropy_backward(
+        d,
+        CrossEntropyBackward {
+            probs: probs.borrow(),
+            labels: labels.borrow(),
+            dlogits: dlogits.borrow_mut(),
+        },
+    )
+    .unwrap();
+    golden.compare("extreme/row_losses", &read(&loss));
+    golden.compare("extreme/probabilities", &read(&probs));
+    golden.compare("extreme/dlogits", &read(&dlogits));
+    // What an engine's steps change is compared by `small_by_engine`.
+    golden.left.retain(|name, _| !BY_ENGINE.iter().any(|prefix| name.starts_with(prefix)));
+    golden.finish();
+}
+
+/// Arrays of the small model that [`small_by_engine`] compares.
+const BY_ENGINE: [&str; 6] = ["after1/", "after3/", "adam_m/", "adam_v/", "loss", "accuracy"];
+
+/// The small model's three batches through an engine, however it composes or fuses a step.
+fn small_by_engine(engine: &mut dyn Engine, tolerance: Tolerance) {
+    let fixture: Small = serde_json::from_str(include_str!("golden/small.json")).unwrap();
+    let info = engine.info();
+    let mut golden = Golden::new(format!("{} {}", info.name, info.executed), tolerance, &fixture.float32);
+    golden.left.retain(|name, _| BY_ENGINE.iter().any(|p| name.starts_with(p)));
+    let SmallDims { vocab, embed, steps: t, hidden, classes } = fixture.dims;
+    let model = Model::new(ModelConfig { vocab, embed, hidden, classes, ..ModelConfig::default() }).unwrap();
+    let specs = model.table.specs().iter();
+    let params: Vec<f32> = specs.flat_map(|s| fixture.weights[s.name].iter().map(|&x| x as f32)).collect();
+    let SmallAdam { lr, beta1, beta2, eps } = fixture.adam;
+    let examples = Examples { x: fixture.ids.concat(), y: fixture.labels.concat(), t };
+    let parts = Parts { train: Some(&examples), ..Parts::default() };
+    let adam = AdamConfig { beta1, beta2, eps };
+    engine.load(&model, &TrainState::new(params), adam, parts).unwrap();
+    let order: Vec<u32> = (0..u32::try_from(examples.rows()).unwrap()).collect();
+    engine.set_order(&order, Metrics::default()).unwrap();
+    let (mut start, mut before) = (0, Metrics::default());
+    let (mut losses, mut accuracies) = (Vec::new(), Vec::new());
+    for (number, labels) in (1..).zip(&fixture.labels) {
+        let rows = u32::try_from(labels.len()).unwrap();
+        engine.train(&[StepState::new(number, lr as f32, start, rows)]).unwrap();
+        start += rows;
+        let metrics = engine.poll(true).unwrap();
+        losses.push(metrics.loss_sum - before.loss_sum);
+        accuracies.push((metrics.correct - before.correct) as f64 / f64::from(rows));
+        before = metrics;
+        if number == 1 || number == 3 {
+            golden.compare_arena(&model, &format!("after{number}/"), &engine.read_state().unwrap().params);
+        }
+    }
+    golden.compare("loss", &losses);
+    golden.compare("accuracy", &accuracies);
+    let state = engine.read_state().unwrap();
+    golden.compare_arena(&model, "adam_m/", &state.m);
+    golden.compare_arena(&model, "adam_v/", &state.v);
+    golden.finish();
+}
+
 // Some 80 roundings of f32 (6e-8 each) follow one another through seven time steps and back, in another order than
 // Keras'.
 const F32: Tolerance = Tolerance::OfLargest(1e-5);
@@ -302,6 +524,22 @@ fn small_model_on_the_reference_in_f64() {
 fn small_model_on_the_cpu() {
     // Two threads, so that work is divided wherever it can be.
     small(&Cpu::new(2).unwrap(), |fixture| &fixture.float32, F32);
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn small_model_on_cuda() {
+    for cuda in device::images() {
+        small_by_operations(cuda, F32);
+    }
+    for mut engine in device::engines() {
+        small_by_engine(&mut engine, F32);
+    }
+}
+
+#[test]
+fn small_model_through_the_engine_of_the_cpu() {
+    small_by_engine(Device::Cpu.engine(2).unwrap().as_mut(), F32);
 }
 
 // ---------------------------------------------------------------- the reference shape
@@ -398,6 +636,60 @@ fn reference_shape<O: HostOps<f32>>(ops: &O) {
         golden.compare(spec.name, &state.params[spec.range()]);
     }
     golden.finish();
+}
+
+/// The reference shape through an engine, however it composes or fuses a step.
+fn reference_shape_by_engine(engine: &mut dyn Engine) {
+    let fixture: ReferenceShape = serde_json::from_str(include_str!("golden/reference_shape.json")).unwrap();
+    let model = Model::new(ModelConfig::default()).unwrap();
+    let (weights, ids, labels) = reference_inputs(&model);
+    let info = engine.info();
+    // As above.
+    let executed = format!("{} {}", info.name, info.executed);
+    let mut golden = Golden::new(executed, Tolerance::Absolute(2e-6), &fixture.arrays);
+    let examples = Examples { x: ids, y: labels, t: STEPS };
+    let parts = Parts { train: Some(&examples), ..Parts::default() };
+    engine.load(&model, &TrainState::new(weights.clone()), AdamConfig::default(), parts).unwrap();
+    let order: Vec<u32> = (0..96).collect();
+    engine.set_order(&order, Metrics::default()).unwrap();
+    let (mut losses, mut before) = (Vec::new(), 0.0);
+    for number in 1..=3u32 {
+        engine.train(&[StepState::new(u64::from(number), 1e-3, 32 * (number - 1), 32)]).unwrap();
+        let sum = engine.poll(true).unwrap().loss_sum;
+        losses.push(sum - before);
+        before = sum;
+    }
+    golden.compare("loss", &losses);
+    let params = engine.read_state().unwrap().params;
+    let embed = model.config.embed;
+    let mut touched = Vec::new();
+    for row in 0..model.config.vocab {
+        let range = row * embed..(row + 1) * embed;
+        if fixture.touched.contains(&row) {
+            touched.extend_from_slice(&params[range]);
+        } else {
+            let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(&params[range.clone()]), bits(&weights[range]), "untouched row {row}");
+        }
+    }
+    golden.compare("touched_rows", &touched);
+    for spec in &model.table.specs()[1..] {
+        golden.compare(spec.name, &params[spec.range()]);
+    }
+    golden.finish();
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn three_batches_of_the_reference_shape_on_cuda() {
+    for mut engine in device::engines() {
+        reference_shape_by_engine(&mut engine);
+    }
+}
+
+#[test]
+fn three_batches_of_the_reference_shape_through_the_engine_of_the_cpu() {
+    reference_shape_by_engine(Device::Cpu.engine(2).unwrap().as_mut());
 }
 
 #[test]

@@ -9,7 +9,7 @@
 #![allow(dead_code)] // each test program uses its part
 
 use recurve::backend::Ops as _;
-use recurve::backend::cuda::{Cuda, ImageChoice, LoadedImage};
+use recurve::backend::cuda::{Cuda, CudaEngine, ImageChoice, LoadedImage};
 use std::sync::OnceLock;
 
 fn set(variable: &str) -> bool {
@@ -78,4 +78,14 @@ pub fn images() -> &'static [Cuda] {
         assert!(all.is_empty() || *all[0].image() == LoadedImage::CommittedPtx);
         all
     })
+}
+
+/// An engine for each image of [`images`], on a device of its own.
+pub fn engines() -> Vec<CudaEngine> {
+    let choice = |image: &LoadedImage| match image {
+        LoadedImage::CommittedPtx => ImageChoice::Committed,
+        LoadedImage::BuiltPtx => ImageChoice::Built,
+        LoadedImage::Cubin(_) => ImageChoice::Best,
+    };
+    images().iter().filter_map(|cuda| open(choice(cuda.image()))).map(CudaEngine::new).collect()
 }

@@ -223,6 +223,8 @@ impl Drop for Module {
 pub(super) struct Kernel {
     pub(super) function: sys::CUfunction,
     pub(super) name: &'static str,
+    /// Bytes of each parameter, as its PTX declares them.
+    pub(super) parameters: Vec<u8>,
 }
 
 macro_rules! kernels {
@@ -520,7 +522,9 @@ fn load_image(cuda: &Arc<CudaContext>, which: &LoadedImage) -> Result<(Vec<Modul
         // SAFETY: the module is loaded and outlives the function: both go into the same `Context`.
         let function = unsafe { result::module::get_function(module.handle, c_name) }
             .map_err(|e| format!("{stem} has no kernel {name}: {}", driver_words(e)))?;
-        Ok(Kernel { function, name })
+        let parameters = compiled(stem)?.parameters(name);
+        let parameters = parameters.ok_or_else(|| format!("the PTX of {stem} does not declare {name}"))?;
+        Ok(Kernel { function, name, parameters })
     })?;
     Ok((modules, kernels))
 }

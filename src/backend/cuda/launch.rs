@@ -1,8 +1,8 @@
 //! A kernel's arguments, checked as they are pushed.
 //!
 //! Each pointer is pushed with the dimensions that the kernel will index it by: so many elements have to lie behind it,
-//! in this context's memory. What is left to the caller of [`Call::launch`] is that these are the kernel's parameters in
-//! their order, and that the dimensions pushed bound what the kernel touches.
+//! in this context's memory. Their number and sizes are compared with what the kernel's PTX declares. What is left to the
+//! caller of [`Call::launch`] is the parameters' order, and that the dimensions pushed bound what the kernel touches.
 
 use super::buffer::{View, ViewMut};
 use super::context::{Context, Kernel};
@@ -19,18 +19,21 @@ pub(super) struct Call<'c> {
     kernel: &'c Kernel,
     /// Each argument's bytes from the first of its eight on.
     arguments: [[u8; 8]; MOST],
+    /// Each argument's number of bytes.
+    bytes: [u8; MOST],
     count: usize,
 }
 
 impl<'c> Call<'c> {
     /// A call of `kernel`.
     pub(super) fn new(ctx: &'c Context, kernel: &'c Kernel) -> Self {
-        Self { ctx, kernel, arguments: [[0; 8]; MOST], count: 0 }
+        Self { ctx, kernel, arguments: [[0; 8]; MOST], bytes: [0; MOST], count: 0 }
     }
 
     fn push<const N: usize>(mut self, bytes: [u8; N]) -> Self {
         // Every kernel has fewer parameters; a longer list would be a panic at its first launch in any test.
         self.arguments[self.count][..N].copy_from_slice(&bytes);
+        self.bytes[self.count] = const { N as u8 };
         self.count += 1;
         self
     }
@@ -130,6 +133,14 @@ impl<'c> Call<'c> {
             return Ok(());
         }
         let (ctx, name) = (self.ctx, self.kernel.name);
+        // The driver reads as many arguments as the kernel has, of its sizes, whatever was pushed.
+        let bytes = &self.bytes[..self.count];
+        if bytes != self.kernel.parameters {
+            return Err(Error::Failed(format!(
+                "{name} takes parameters of {:?} bytes, and was given {bytes:?}; please report this",
+                self.kernel.parameters
+            )));
+        }
         let fail = |error| ctx.error(&format!("launching {name}"), error);
         ctx.cuda.bind_to_thread().map_err(fail)?;
         let mut pointers = [std::ptr::null_mut::<c_void>(); MOST];

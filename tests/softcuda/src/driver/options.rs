@@ -16,6 +16,7 @@
 /// | `SOFTCUDA_DETAIL` | 1: sectors and bank conflicts are counted too |
 /// | `SOFTCUDA_RACES` | 0: races between blocks in global memory are not looked for (1) |
 /// | `SOFTCUDA_COUNTERS` | a file; a line of JSON with all counts is appended when a context or the process ends |
+/// | `SOFTCUDA_REPLACE` | a folder: PTX is replaced by its file with the same kernels, if there is one; for mutants of kernels |
 /// | `SOFTCUDA_QUIET` | 1: faults and refusals are not written to stderr |
 #[derive(Debug, Clone, Default)]
 pub struct Options {
@@ -45,6 +46,8 @@ pub struct Options {
     pub quiet: u64,
     /// Address that ends every array of kernel arguments, if the host promised one.
     pub arguments_end: u64,
+    /// Where PTX is found that takes the place of what is loaded.
+    pub replace: Option<String>,
     /// Where counts are written at the end.
     pub counters: Option<String>,
 }
@@ -74,6 +77,7 @@ impl Options {
             races: number("RACES", 1),
             quiet: number("QUIET", 0),
             arguments_end: 0,
+            replace: get("REPLACE"),
             counters: get("COUNTERS"),
         }
     }

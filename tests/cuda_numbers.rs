@@ -1,0 +1,331 @@
+//! What the CUDA engine computes, to the last digits: beside the oracle and the CPU, and against a committed hash. On
+//! whatever device `parity/device.rs` opens; every test prints which one ran it.
+#![cfg(feature = "cuda")]
+// A test that cannot go on fails; clippy allows that inside of test functions only, not in their helpers.
+#![allow(clippy::unwrap_used)]
+
+#[path = "parity/device.rs"]
+mod device;
+
+use device::engines;
+use recurve::backend::cuda::Activation;
+use recurve::backend::{AdamConfig, Device, Engine, Ops, Part, Parts, StepState, TrainState};
+use recurve::data::{self, DataOptions, Examples, Source};
+use recurve::metrics::Metrics;
+use recurve::model::{Model, ModelConfig};
+use recurve::rng::{Purpose, Rng};
+use sha2::{Digest, Sha256};
+
+fn cpu() -> Box<dyn Engine> {
+    Device::Cpu.engine(2).unwrap()
+}
+
+/// Random ids of which half are among the first three, and labels that depend on the last of them.
+fn examples(rows: usize, t: usize, vocab: u32, classes: u32) -> Examples {
+    let mut rng = Rng::new(7, Purpose::User, 0);
+    let mut id = |_| {
+        let limit = if rng.below(2) == 0 { 3.min(vocab) } else { vocab };
+        rng.below(u64::from(limit)) as u32
+    };
+    let x: Vec<u32> = (0..rows * t).map(&mut id).collect();
+    Examples { y: x.chunks(t).map(|row| row[t - 1] % classes).collect(), x, t }
+}
+
+/// Steps over `rows` rows in batches of `batch`, the first being number `t + 1`.
+fn steps(rows: u32, batch: u32, t: u64, lr: f32) -> Vec<StepState> {
+    (0..rows.div_ceil(batch))
+        .map(|k| StepState::new(t + 1 + u64::from(k), lr, k * batch, batch.min(rows - k * batch)))
+        .collect()
+}
+
+/// An engine with a fresh model and `examples` in every part, in their own order.
+fn load(engine: &mut dyn Engine, model: &Model, examples: &Examples) {
+    let parts = Parts { train: Some(examples), validation: Some(examples), test: Some(examples) };
+    engine.load(model, &TrainState::new(model.init(5)), AdamConfig::default(), parts).unwrap();
+    let order: Vec<u32> = (0..u32::try_from(examples.rows()).unwrap()).collect();
+    engine.set_order(&order, Metrics::default()).unwrap();
+}
+
+/// The largest difference of two arrays.
+fn apart(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, |worst, d| if d <= worst { worst } else { d })
+}
+
+fn bits(state: &TrainState) -> [Vec<u32>; 3] {
+    [&state.params, &state.m, &state.v].map(|array| array.iter().map(|x| x.to_bits()).collect())
+}
+
+fn model(vocab: usize, embed: usize, hidden: usize, classes: usize) -> Model {
+    Model::new(ModelConfig { vocab, embed, hidden, classes, ..ModelConfig::default() }).unwrap()
+}
+
+// ---------------------------------------------------------------- training
+
+/// Every path of the layer: sums in the kernel with and without the input's weights, products over slices, streamed
+/// rows of U, cells. The last batch is smaller, and clipping and weight decay are on in some steps.
+#[test]
+fn training_steps_agree_with_the_oracle_on_every_path() {
+    // Three steps of at most 0.002 each, of parameters below 1: some sixteen roundings (6e-8).
+    const TOLERANCE: f32 = 1e-6;
+    for (embed, hidden, path) in [
+        (5, 7, "one launch, all weights summed in it"),
+        (19, 33, "padded to 64, 32 inputs"),
+        (33, 31, "input weights by a product"),
+        (3, 65, "padded to 96, weights by products"),
+        (4, 99, "padded to 128, half of U streamed"),
+        (5, 130, "cell by cell"),
+    ] {
+        let (model, examples) = (model(50, embed, hidden, 3), examples(11, 4, 50, 3));
+        let mut steps = steps(11, 4, 0, 0.002);
+        (steps[1].clip_norm, steps[2].weight_decay) = (0.05, 0.1);
+        let mut oracle = Device::Reference.engine(1).unwrap();
+        load(oracle.as_mut(), &model, &examples);
+        oracle.train(&steps).unwrap();
+        let expected = (oracle.poll(true).unwrap(), oracle.read_state().unwrap());
+        for mut engine in engines() {
+            load(&mut engine, &model, &examples);
+            engine.train(&steps).unwrap();
+            let (metrics, state) = (engine.poll(true).unwrap(), engine.read_state().unwrap());
+            let worst = apart(&state.params, &expected.1.params);
+            println!(
+                "E {embed}, H {hidden} ({path}): parameters within {worst:.1e} on {}",
+                engine.cuda().name()
+            );
+            assert!(worst <= TOLERANCE, "H {hidden}: {worst}");
+            assert!((metrics.loss_sum - expected.0.loss_sum).abs() < 1e-5, "{metrics:?} {:?}", expected.0);
+            assert_eq!(
+                (metrics.batches, metrics.correct, metrics.examples),
+                (3, expected.0.correct, 11),
+                "H {hidden}"
+            );
+            assert_eq!(state.t, 3);
+        }
+    }
+}
+
+/// A hundred and fifty steps on the embedded reviews, step by step beside the oracle.
+#[test]
+fn losses_of_150_steps_on_the_embedded_reviews_track_the_oracle() {
+    let options =
+        DataOptions { source: Source::Sample, num_words: 500, maxlen: Some(12), ..DataOptions::default() };
+    let dataset = data::load(&options, None).unwrap();
+    let rows: Vec<u32> = (0..1200).collect();
+    let model = model(500, 8, 16, 2);
+    let loss_of_each_step = |engine: &mut dyn Engine| -> Vec<f64> {
+        let parts = Parts { train: Some(&dataset.train), ..Parts::default() };
+        engine.load(&model, &TrainState::new(model.init(0)), AdamConfig::default(), parts).unwrap();
+        engine.set_order(&rows, Metrics::default()).unwrap();
+        let mut before = 0.0;
+        steps(1200, 8, 0, 0.001)
+            .iter()
+            .map(|step| {
+                engine.train(std::slice::from_ref(step)).unwrap();
+                let sum = engine.poll(true).unwrap().loss_sum;
+                let loss = sum - before;
+                before = sum;
+                loss
+            })
+            .collect()
+    };
+    let expected = loss_of_each_step(Device::Reference.engine(1).unwrap().as_mut());
+    assert_eq!(expected.len(), 150);
+    let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
+    assert!(
+        mean(&expected[100..]) < mean(&expected[..50]) - 0.005,
+        "the oracle does not learn: {expected:?}"
+    );
+    let mut engine = engines().into_iter().next();
+    let Some(engine) = &mut engine else { return };
+    let found = loss_of_each_step(engine);
+    let worst = expected.iter().zip(&found).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    println!("150 steps: losses within {worst:.1e} of the oracle's, on {}", engine.cuda().name());
+    assert!(found.iter().all(|loss| loss.is_finite()) && worst <= 1e-4, "off by {worst}");
+}
+
+/// SHA-256 over the bits of parameters, moments and metrics after three steps of the reference shape but for 500 words:
+/// the strict arithmetic gives them on every device. A change of the kernels' order of sums changes it, nothing else
+/// may.
+const THREE_STEPS: &str = "dc2d0a05bd9043f3962c60543e71d1f2194fb5ea3397897148d5dc1566715029";
+
+#[test]
+fn three_training_steps_have_the_committed_bits() {
+    let (model, examples) = (model(500, 16, 32, 2), examples(80, 32, 500, 2));
+    for mut engine in engines() {
+        load(&mut engine, &model, &examples);
+        engine.train(&steps(80, 32, 0, 0.001)).unwrap();
+        let (metrics, state) = (engine.poll(true).unwrap(), engine.read_state().unwrap());
+        let mut digest = Sha256::new();
+        bits(&state).iter().flatten().for_each(|word| digest.update(word.to_le_bytes()));
+        digest.update(metrics.loss_sum.to_le_bytes());
+        digest.update(metrics.correct.to_le_bytes());
+        let digest: String = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        println!("three steps, loss sum {}: {digest} on {}", metrics.loss_sum, engine.cuda().name());
+        assert_eq!(digest, THREE_STEPS, "{}", engine.cuda().name());
+    }
+}
+
+#[test]
+fn the_order_of_an_epoch_is_the_one_that_was_set() {
+    let (model, examples) = (model(40, 4, 6, 2), examples(13, 3, 40, 2));
+    let order: Vec<u32> = [5, 0, 12, 7, 3, 9, 1, 11, 2, 10, 4, 8, 6].to_vec();
+    for mut engine in engines() {
+        let mut states = Vec::new();
+        for engine in [&mut engine as &mut dyn Engine, cpu().as_mut()] {
+            load(engine, &model, &examples);
+            engine.set_order(&order, Metrics::default()).unwrap();
+            engine.train(&steps(13, 4, 0, 0.01)).unwrap();
+            states.push((engine.poll(true).unwrap(), engine.read_state().unwrap()));
+        }
+        let (found, expected) = (&states[0], &states[1]);
+        assert_eq!(found.0.correct, expected.0.correct);
+        assert!((found.0.loss_sum - expected.0.loss_sum).abs() < 1e-5, "{found:?} {expected:?}");
+        let worst = apart(&found.1.params, &expected.1.params);
+        println!("a shuffled order: parameters within {worst:.1e} of the CPU's on {}", engine.cuda().name());
+        assert!(worst < 1e-5, "{worst}");
+    }
+}
+
+// ---------------------------------------------------------------- evaluation and prediction
+
+#[test]
+fn evaluation_and_prediction_agree_with_the_cpu() {
+    for (hidden, rows) in [(7, 37), (33, 1030), (130, 21)] {
+        let (model, examples) = (model(60, 5, hidden, 3), examples(rows, 5, 60, 3));
+        let mut cpu = cpu();
+        load(cpu.as_mut(), &model, &examples);
+        for mut engine in engines() {
+            load(&mut engine, &model, &examples);
+            for part in [Part::Train, Part::Validation, Part::Test] {
+                for batch in [1, 8, 2000] {
+                    let (found, expected) =
+                        (engine.evaluate(part, batch).unwrap(), cpu.evaluate(part, batch).unwrap());
+                    assert_eq!(
+                        (found.batches, found.examples),
+                        (expected.batches, expected.examples),
+                        "{part:?} in batches of {batch}"
+                    );
+                    // An untrained model's probabilities lie close together: a tie may break either way.
+                    assert!(found.correct.abs_diff(expected.correct) <= 1 + expected.examples / 200);
+                    assert!((found.loss() - expected.loss()).abs() < 1e-6, "{found:?} {expected:?}");
+                }
+            }
+            let found = engine.predict(&examples.x, rows).unwrap();
+            let worst = apart(&found, &cpu.predict(&examples.x, rows).unwrap());
+            println!(
+                "H {hidden}: {rows} predictions within {worst:.1e} of the CPU's on {}",
+                engine.cuda().name()
+            );
+            assert!(worst < 1e-6, "{worst}");
+            assert!(engine.predict(&[], 0).unwrap().is_empty());
+        }
+    }
+}
+
+#[test]
+fn wrong_calls_are_refused_as_on_the_cpu() {
+    let (model, examples) = (model(40, 4, 6, 2), examples(13, 3, 40, 2));
+    for mut engine in engines() {
+        let mut messages = Vec::new();
+        for engine in [&mut engine as &mut dyn Engine, cpu().as_mut()] {
+            let mut said = vec![engine.train(&[]).map(|()| "done").unwrap_err().to_string()];
+            load(engine, &model, &examples);
+            let mut bad = examples.clone();
+            bad.x[7] = 40;
+            let parts = Parts { train: Some(&bad), ..Parts::default() };
+            let state = TrainState::new(model.init(0));
+            said.push(engine.load(&model, &state, AdamConfig::default(), parts).unwrap_err().to_string());
+            load(engine, &model, &examples);
+            said.push(engine.train(&[StepState::new(1, 0.1, 12, 2)]).unwrap_err().to_string());
+            engine.set_order(&[0, 13], Metrics::default()).unwrap();
+            said.push(engine.train(&[StepState::new(1, 0.1, 0, 2)]).unwrap_err().to_string());
+            said.push(engine.predict(&[1, 2, 3], 2).unwrap_err().to_string());
+            let short = TrainState::new(vec![0.0; 3]);
+            said.push(engine.write_state(&short).unwrap_err().to_string());
+            // And it goes on working.
+            load(engine, &model, &examples);
+            engine.train(&steps(13, 4, 0, 0.01)).unwrap();
+            assert_eq!(engine.poll(true).unwrap().batches, 4);
+            messages.push(said);
+        }
+        println!("{} refusals like the CPU's on {}", messages[0].len(), engine.cuda().name());
+        assert_eq!(messages[0], messages[1]);
+    }
+}
+
+// ---------------------------------------------------------------- arithmetic
+
+/// Distance from the true value in units of the last place of the f32 next to it.
+fn ulps(found: f32, truth: f64) -> f64 {
+    let nearest = truth as f32;
+    if nearest.is_infinite() || found.is_infinite() {
+        return if nearest == found { 0.0 } else { f64::INFINITY };
+    }
+    let exponent = (nearest.abs().to_bits() >> 23).max(1) as i32 - 127 - 23;
+    (f64::from(found) - truth).abs() / 2f64.powi(exponent)
+}
+
+/// The kernels' own exp, sigmoid, tanh and log over all of f32: every 2053th bit pattern (a prime: two million values in
+/// every binade), and the places where something changes.
+#[test]
+fn activations_are_within_5_ulp() {
+    let mut xs = vec![0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, f32::MAX, f32::MIN, 1.0, -1.0];
+    xs.extend([
+        f32::MIN_POSITIVE,
+        1e-45,
+        -1e-45,
+        88.722_84,
+        88.7228,
+        -87.336_55,
+        -103.972_08,
+        -104.0,
+        10.0,
+        -10.0,
+    ]);
+    xs.extend((0..=u32::MAX).step_by(2053).map(f32::from_bits));
+    for cuda in device::images() {
+        let x = cuda.upload(&xs.iter().map(|&x| f64::from(x)).collect::<Vec<_>>()).unwrap();
+        for (activation, truth) in [
+            (Activation::Exp, f64::exp as fn(f64) -> f64),
+            (Activation::Sigmoid, |x| 1.0 / (1.0 + (-x).exp())),
+            (Activation::Tanh, f64::tanh),
+            (Activation::Log, f64::ln),
+        ] {
+            let mut out = cuda.upload(&vec![f64::NAN; xs.len()]).unwrap();
+            cuda.activate(activation, &x, &mut out).unwrap();
+            let found = cuda.download(&out).unwrap();
+            let mut worst = (0.0, 0.0);
+            for (&x, &found) in xs.iter().zip(&found) {
+                let (found, truth) = (found as f32, truth(f64::from(x)));
+                if truth.is_nan() {
+                    assert!(found.is_nan(), "{activation:?}({x}) = {found}");
+                    continue;
+                }
+                let error = ulps(found, truth);
+                if error.is_nan() || error > worst.0 {
+                    worst = (error, x);
+                }
+            }
+            println!("{activation:?}: worst {:.3} ulp at {:e} on {}", worst.0, worst.1, cuda.name());
+            assert!(worst.0 <= 5.0, "{activation:?} is {} ulp off at {:e}", worst.0, worst.1);
+        }
+        // Signs of zeros and limits, which a distance does not see.
+        let x = cuda.upload(&[-0.0, 0.0, f64::INFINITY, f64::NEG_INFINITY]).unwrap();
+        let mut out = cuda.upload(&[0.5; 4]).unwrap();
+        cuda.activate(Activation::Tanh, &x, &mut out).unwrap();
+        let found = cuda.download(&out).unwrap();
+        assert!(found[0] == 0.0 && found[0].is_sign_negative() && found[1].is_sign_positive());
+        assert_eq!(found[2..], [1.0, -1.0]);
+    }
+}
+
+#[test]
+fn names_say_what_ran() {
+    for cuda in device::images() {
+        let info = cuda.info();
+        println!("{info:?}");
+        assert_eq!(info.device, "cuda:0");
+        assert_eq!(cuda.is_software(), info.name.starts_with("softcuda"), "{info:?}");
+        assert!(info.executed.contains(&cuda.image().to_string()), "{info:?}");
+    }
+}

@@ -195,7 +195,7 @@ fn failed_work_has_code_1_and_names_the_file_or_device() {
         (&["train", "--resume", "missing.safetensors"], "missing.safetensors"),
         (&["train", "--resume", "bad.safetensors"], "bad.safetensors"),
         (&["train", "--init", "bad.npz"], "bad.npz"),
-        (&["train", "--device", "cuda"], "--device cpu"),
+        (&["train", "--device", "cuda:99"], "device cuda:99: "),
         (&["predict", "hello"], "recurve train"),
         (&["eval"], "recurve train"),
         (&["info", "--model", "bad.safetensors"], "bad.safetensors"),

@@ -116,7 +116,10 @@ fn training_follows_the_oracle_in_every_path() {
     // Each kernel of the sequence, and the path beyond them.
     for (embed, hidden) in [(16, 32), (5, 7), (19, 33), (40, 20), (3, 90), (6, 128), (5, 130)] {
         let model = model(embed, hidden);
-        for (clip_norm, weight_decay) in [(0.0, 0.0), (0.05, 0.1)] {
+        // Clipping and weight decay know nothing of the path: one that sums in parts and one that does not will do.
+        let both = matches!(hidden, 7 | 130);
+        let plain = (0.0, 0.0);
+        for (clip_norm, weight_decay) in if both { vec![plain, (0.05, 0.1)] } else { vec![plain] } {
             let Some(mut engine) = cuda_engine() else { return };
             let (metrics, state, probabilities) = two_epochs(&mut engine, &model, clip_norm, weight_decay);
             let (truth, true_state, true_probabilities) =
@@ -127,12 +130,13 @@ fn training_follows_the_oracle_in_every_path() {
                 assert!((found.loss_sum - truth.loss_sum).abs() < 1e-4, "{found:?}, truth {truth:?}");
                 assert!(found.correct.abs_diff(truth.correct) <= 1, "{found:?}, truth {truth:?}");
             }
-            // Six steps move a parameter by up to 0.06; where the gradient is small against its own rounding, they
-            // are off by some share of it.
-            compare("params", &state.params, &true_state.params, 3e-4);
-            compare("m", &state.m, &true_state.m, 1e-6);
-            compare("v", &state.v, &true_state.v, 1e-7);
-            compare("probabilities", &probabilities, &true_probabilities, 1e-4);
+            // Six steps move a parameter by up to 0.06, whatever its gradient's size: a gradient that is off by 1e-4 of
+            // itself, because it is a small sum of large terms, moves it by 1e-4 of that. Gradients are below 0.5 here,
+            // and their sums' roundings below 1e-6.
+            compare("params", &state.params, &true_state.params, 1e-5);
+            compare("m", &state.m, &true_state.m, 2e-7);
+            compare("v", &state.v, &true_state.v, 1e-9);
+            compare("probabilities", &probabilities, &true_probabilities, 1e-6);
             assert_eq!(state.t, 6);
             // 16 and 13 rows, however many epochs.
             assert_eq!(engine.graphs_recorded(), 2);
@@ -207,7 +211,7 @@ fn a_step_without_rows_only_moves_on_momentum() {
         last.push(engine.read_state().unwrap());
         engine.train(&[]).unwrap();
     }
-    compare("params", &last[0].params, &last[1].params, 3e-4);
+    compare("params", &last[0].params, &last[1].params, 1e-5);
 }
 
 #[test]
@@ -321,13 +325,10 @@ fn a_buffer_too_large_says_how_much_was_asked_for() {
     let mut engine = CudaEngine::new(cuda);
     let state = TrainState::new(vec![0.0; model.table.len()]);
     engine.load(&model, &state, AdamConfig::default(), Parts::default()).unwrap();
-    // One row of very many time steps: 2^24 of them need 500 GiB of gates.
+    // One row of very many time steps: 2^24 of them need 4 GiB of embeddings, and 500 GiB of gates.
     let error = engine.predict(&vec![1; 1 << 24], 1).unwrap_err().to_string();
     println!("{error}");
-    assert!(
-        error.contains("out of memory") && error.contains("MiB") && error.contains("smaller batch"),
-        "{error}"
-    );
+    assert!(error.contains("GiB were asked for") && error.contains("smaller batch"), "{error}");
     // The engine goes on.
     assert_eq!(engine.predict(&[1, 2], 1).unwrap().len(), 2);
 }

@@ -112,16 +112,16 @@ impl<T: Pod> DeviceVec<T> {
     /// Room for `len` elements; `what` names it if there is no memory.
     pub(super) fn new(ctx: &Context, what: &str, len: usize) -> Result<Self> {
         let too_much = |bytes: Option<usize>| {
-            let asked = bytes.map_or("more than an address space".to_string(), mebibytes);
+            let asked = bytes.map_or("more than an address space".to_string(), in_words);
             let free = match ctx.cuda.mem_get_info() {
-                Ok((free, total)) => format!("{} of {} are free", mebibytes(free), mebibytes(total)),
-                Err(_) => format!("the device has {}", mebibytes(ctx.memory)),
+                Ok((free, total)) => format!("{} of {} are free", in_words(free), in_words(total)),
+                Err(_) => format!("the device has {}", in_words(ctx.memory)),
             };
             Error::device(
                 &ctx.label,
                 format!(
-                    "out of memory: {what} needs {asked}, {free}; use a smaller batch, close other programs on the \
-                     GPU, or use --device cpu"
+                    "out of memory: {asked} were asked for, to hold {what}; {free}; use a smaller batch, close other \
+                     programs on the GPU, or use --device cpu"
                 ),
             )
         };
@@ -181,8 +181,15 @@ impl<T: Pod> DeviceVec<T> {
     }
 }
 
-fn mebibytes(bytes: usize) -> String {
-    format!("{:.1} MiB", bytes as f64 / (1 << 20) as f64)
+/// A number of bytes as people write it.
+fn in_words(bytes: usize) -> String {
+    let size = bytes as f64;
+    match bytes {
+        0..0x400 => format!("{bytes} bytes"),
+        0x400..0x10_0000 => format!("{:.1} KiB", size / 1024.0),
+        0x10_0000..0x4000_0000 => format!("{:.1} MiB", size / 1024.0 / 1024.0),
+        _ => format!("{:.1} GiB", size / 1024.0 / 1024.0 / 1024.0),
+    }
 }
 
 /// Pinned host memory in blocks, each with the event after which it may be overwritten.

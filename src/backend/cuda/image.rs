@@ -73,9 +73,11 @@ impl Module {
 
     /// Bytes of each parameter of `kernel`, as the PTX declares them; `None` if it has no such kernel.
     pub fn parameters(&self, kernel: &str) -> Option<Vec<u8>> {
-        let (_, declared) = self.built_ptx.or(self.committed_ptx)?.split_once(&format!(".entry {kernel}("))?;
+        let (_, declared) =
+            self.built_ptx.or(self.committed_ptx)?.split_once(&format!(".entry {kernel}("))?;
         let (list, _) = declared.split_once(')')?;
-        let of = |parameter: &str| match parameter.split_whitespace().find(|word| word.ends_with(['2', '4'])) {
+        let of = |parameter: &str| match parameter.split_whitespace().find(|word| word.ends_with(['2', '4']))
+        {
             Some(".u64" | ".b64" | ".s64" | ".f64") => Some(8),
             Some(".u32" | ".b32" | ".s32" | ".f32") => Some(4),
             _ => None,

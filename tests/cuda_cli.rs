@@ -4,11 +4,15 @@
 // A test that cannot go on fails; clippy allows that inside of test functions only, not in their helpers.
 #![allow(clippy::unwrap_used)]
 
+#[path = "cli/place.rs"]
+mod place;
+
+use place::{Place, SMALL, text, toy_csv, with};
 use std::fs;
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 /// An empty folder with a small data set, and a driver whose shortcomings are these variables.
-struct Place {
+struct Driven {
     folder: tempfile::TempDir,
     driver: Option<Vec<(&'static str, &'static str)>>,
 }
@@ -28,7 +32,7 @@ const TRAIN: [&str; 12] = [
     "2",
 ];
 
-impl Place {
+impl Driven {
     fn new(driver: Option<&[(&'static str, &'static str)]>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut csv = String::from("text,label\n");
@@ -82,7 +86,7 @@ impl Place {
 
 #[test]
 fn without_a_driver_cuda_is_an_error_and_auto_is_the_cpu() {
-    let place = Place::new(None);
+    let place = Driven::new(None);
     let (_, info, _) = place.run(&["info"]);
     if !info.contains("no NVIDIA driver was found") {
         println!("skipped: this machine has a driver");
@@ -98,12 +102,12 @@ fn without_a_driver_cuda_is_an_error_and_auto_is_the_cpu() {
 
 #[test]
 fn a_driver_without_a_device() {
-    Place::new(Some(&[("SOFTCUDA_DEVICES", "0")])).refuses(&["it sees no GPU"]);
+    Driven::new(Some(&[("SOFTCUDA_DEVICES", "0")])).refuses(&["it sees no GPU"]);
 }
 
 #[test]
 fn a_driver_too_old_for_the_ptx() {
-    Place::new(Some(&[("SOFTCUDA_DRIVER_VERSION", "12000")])).refuses(&[
+    Driven::new(Some(&[("SOFTCUDA_DRIVER_VERSION", "12000")])).refuses(&[
         "CUDA_ERROR_UNSUPPORTED_PTX_VERSION",
         "the driver is for CUDA 12.0",
         "12.1 or newer; update it",
@@ -112,13 +116,13 @@ fn a_driver_too_old_for_the_ptx() {
 
 #[test]
 fn an_architecture_too_old_for_the_kernels() {
-    Place::new(Some(&[("SOFTCUDA_COMPUTE_CAPABILITY", "7.0")]))
+    Driven::new(Some(&[("SOFTCUDA_COMPUTE_CAPABILITY", "7.0")]))
         .refuses(&["compute capability 7.0", "need 7.5"]);
 }
 
 #[test]
 fn a_device_number_chooses_and_a_wrong_one_is_named() {
-    let place = Place::new(Some(&[("SOFTCUDA_DEVICES", "2")]));
+    let place = Driven::new(Some(&[("SOFTCUDA_DEVICES", "2")]));
     let (code, out, error) = place.train("cuda:1");
     assert_eq!(code, Some(0), "{error}");
     assert!(out.contains("Device: cuda:1 (softcuda"), "{out}");
@@ -130,7 +134,7 @@ fn a_device_number_chooses_and_a_wrong_one_is_named() {
 #[test]
 fn auto_takes_the_device_and_says_which_image_ran() {
     for (choice, image) in [("committed", "committed PTX"), ("built", "PTX")] {
-        let place = Place::new(Some(&[("RECURVE_CUDA_IMAGE", choice)]));
+        let place = Driven::new(Some(&[("RECURVE_CUDA_IMAGE", choice)]));
         let (code, out, error) = place.train("auto");
         assert_eq!(code, Some(0), "{error}");
         let device = out.lines().find(|line| line.starts_with("Device: ")).unwrap();
@@ -144,7 +148,7 @@ fn auto_takes_the_device_and_says_which_image_ran() {
         assert_eq!(code, Some(0), "{error}");
         assert!(out.contains("\"device\": \"cuda:0\""), "{out}");
     }
-    let place = Place::new(Some(&[("RECURVE_CUDA_IMAGE", "newest")]));
+    let place = Driven::new(Some(&[("RECURVE_CUDA_IMAGE", "newest")]));
     let (code, _, error) = place.train("cuda");
     assert_eq!(code, Some(2), "{error}");
     assert!(error.contains("expected best, built or committed"), "{error}");
@@ -152,7 +156,7 @@ fn auto_takes_the_device_and_says_which_image_ran() {
 
 #[test]
 fn out_of_memory_says_how_much_was_asked_for() {
-    let place = Place::new(Some(&[("SOFTCUDA_MEMORY", "20000")]));
+    let place = Driven::new(Some(&[("SOFTCUDA_MEMORY", "20000")]));
     let (code, _, error) = place.train("cuda");
     println!("{error}");
     assert_eq!(code, Some(1), "{error}");
@@ -160,20 +164,119 @@ fn out_of_memory_says_how_much_was_asked_for() {
     assert!(error.contains("smaller batch") && error.contains("--device cpu"), "{error}");
 }
 
+/// Runs the binary with the software device in the driver's place.
+fn run(place: &Place, settings: &[(&str, &str)], args: &[&str]) -> Output {
+    let library = softcuda::library().unwrap();
+    let mut command = place.command(args);
+    command.env_remove("CUDA_VISIBLE_DEVICES").env("LD_PRELOAD", library).envs(settings.iter().copied());
+    command.output().unwrap()
+}
+
+fn ok(place: &Place, settings: &[(&str, &str)], args: &[&str]) -> String {
+    let output = run(place, settings, args);
+    assert!(output.status.success(), "{args:?}: {}\n{}", output.status, text(&output.stderr));
+    text(&output.stdout)
+}
+
+fn fails(place: &Place, settings: &[(&str, &str)], args: &[&str]) -> String {
+    let output = run(place, settings, args);
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{args:?}: {stderr}");
+    assert!(!stderr.contains("panicked"), "{args:?}: {stderr}");
+    stderr
+}
+
+/// The line of the output that says what computes.
+fn device_line(out: &str) -> &str {
+    out.lines().find(|line| line.starts_with("Device: ")).unwrap_or_else(|| panic!("no device line: {out}"))
+}
+
 #[test]
-fn a_launch_that_fails_midway_leaves_the_checkpoint() {
-    // The first epoch is done by then, the second is not: an epoch of 4 steps of 13 kernels, then evaluations.
-    let place = Place::new(Some(&[("SOFTCUDA_FAIL_LAUNCH", "90")]));
-    let (code, out, error) = place.train("cuda");
-    println!("{error}");
-    assert_eq!(code, Some(1), "{out}{error}");
-    assert!(out.contains("Epoch 1, ") && !out.contains("Epoch 2, "), "{out}");
-    assert!(error.contains("training, by step") && error.contains("CUDA_ERROR_LAUNCH_FAILED"), "{error}");
-    assert!(error.contains("the checkpoint file is not: continue from it"), "{error}");
-    // On another device.
-    let run = fs::read_dir(place.folder.path().join("runs")).unwrap().next().unwrap().unwrap().path();
-    let last = run.join("last.safetensors");
-    let (code, out, error) = place.run(&["train", "--resume", last.to_str().unwrap(), "--device", "cpu"]);
-    assert_eq!(code, Some(0), "{error}");
-    assert!(out.contains("Epoch 2, "), "{out}");
+fn train_eval_and_predict_run_on_the_device() {
+    let place = Place::new();
+    place.write("mine.csv", &toy_csv(120));
+    let args = with(&["train", "mine.csv", "--epochs", "2", "--lr", "0.02"], &SMALL);
+    let out = ok(
+        &place,
+        &[],
+        &with(&args, &["--device", "cuda", "--save", "cuda.safetensors", "--report", "r.json"]),
+    );
+    let line = device_line(&out);
+    assert!(line.contains("cuda:0") && line.contains("softcuda") && line.contains("committed PTX"), "{line}");
+    assert_eq!(place.json("r.json")["device"]["device"], "cuda:0");
+    println!("ran on: {line}");
+
+    // The CPU learns the same.
+    let cpu = place.ok(&with(&args, &["--device", "cpu", "--save", "cpu.safetensors"]));
+    let losses = |out: &str| -> Vec<f64> {
+        let epochs = out.lines().filter_map(|line| line.strip_prefix("Epoch "));
+        epochs
+            .map(|line| line.split("Loss: ").nth(1).unwrap().split(',').next().unwrap().parse().unwrap())
+            .collect()
+    };
+    assert_eq!(losses(&out).len(), 2);
+    for (a, b) in losses(&out).iter().zip(losses(&cpu)) {
+        assert!((a - b).abs() <= 1e-4, "{out}\n{cpu}");
+    }
+    // A model goes from the one device to the other.
+    let on_gpu = ok(&place, &[], &["eval", "--model", "cpu.safetensors", "--device", "cuda:0", "--json"]);
+    let on_cpu = place.ok(&["eval", "--model", "cpu.safetensors", "--device", "cpu", "--json"]);
+    let loss =
+        |json: &str| serde_json::from_str::<serde_json::Value>(json).unwrap()["loss"].as_f64().unwrap();
+    assert!((loss(&on_gpu) - loss(&on_cpu)).abs() < 1e-6, "{on_gpu} {on_cpu}");
+    let predict = ["predict", "--model", "cuda.safetensors", "--json", "this is good"];
+    let answer =
+        |out: &str| serde_json::from_str::<serde_json::Value>(out).unwrap()["probabilities"]["yes"].as_f64();
+    let (gpu, cpu) = (ok(&place, &[], &with(&predict, &["--device", "cuda"])), place.ok(&predict));
+    assert!((answer(&gpu).unwrap() - answer(&cpu).unwrap()).abs() < 1e-6, "{gpu} {cpu}");
+}
+
+#[test]
+fn a_launch_that_fails_midway_leaves_the_checkpoint_and_a_resume_has_the_same_bits() {
+    let place = Place::new();
+    place.write("mine.csv", &toy_csv(120));
+    let args =
+        with(&with(&["train", "mine.csv", "--epochs", "3", "--device", "cuda"], &SMALL), &["--lr", "0.02"]);
+    ok(&place, &[("SOFTCUDA_COUNTERS", "whole.jsonl")], &with(&args, &["--save", "whole.safetensors"]));
+    // Somewhere in the last epoch: at three quarters of all the kernels of the whole run.
+    let counters = fs::read_to_string(place.path("whole.jsonl")).unwrap();
+    let kernels: u64 = counters
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .map(|line| {
+            line["counters"]["direct_launches"].as_u64().unwrap()
+                + line["counters"]["graph_kernel_nodes"].as_u64().unwrap()
+        })
+        .max()
+        .unwrap();
+    assert!(kernels > 100, "{counters}");
+    fs::remove_dir_all(place.path("runs")).unwrap();
+    let at = (kernels * 3 / 4).to_string();
+    let error = fails(&place, &[("SOFTCUDA_FAIL_LAUNCH", &at)], &args);
+    assert!(error.contains("cuda:0") && error.contains("training"), "{error}");
+    let last = "runs/1-mine/last.safetensors";
+    assert!(place.ok(&["info", "--model", last]).contains("2 of 3 epochs"), "{error}");
+    ok(&place, &[], &["train", "--resume", last, "--device", "cuda", "--save", "resumed.safetensors"]);
+    let bytes = |name: &str| fs::read(place.path(name)).unwrap();
+    assert!(bytes("whole.safetensors") == bytes("resumed.safetensors"), "a resumed run has other bits");
+}
+
+#[test]
+fn info_lists_the_device_and_every_kernel_without_spills() {
+    let place = Place::new();
+    let out = ok(&place, &[], &["info"]);
+    assert!(out.contains("device cuda:0") && out.contains("committed PTX"), "{out}");
+    for kernel in [
+        "lstm_sequence_forward_h32",
+        "lstm_sequence_backward_h64_e32",
+        "lstm_cell_backward",
+        "gemm_tn",
+        "adam",
+    ] {
+        let line = out.lines().find(|line| line.split_whitespace().any(|word| word == kernel));
+        println!("{}", line.unwrap_or_else(|| panic!("{kernel}: {out}")));
+    }
+    assert!(out.contains("sm_75") && out.contains("sm_90a"), "{out}");
+    let none = place.ok(&["info"]);
+    assert!(none.contains("device cuda") && none.contains("none"), "{none}");
 }

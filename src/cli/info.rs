@@ -34,7 +34,9 @@ pub fn run(args: &InfoArgs) -> Result<()> {
         super::say(line)?;
     }
     #[cfg(feature = "cuda")]
-    super::say(image::describe())?;
+    for line in cuda_paths().into_iter().chain([image::describe()]) {
+        super::say(line)?;
+    }
     if let Ok(folder) = data_folder() {
         super::say(format!("data folder       {}", folder.display()))?;
     }
@@ -82,6 +84,44 @@ fn cuda_lines() -> Vec<String> {
         line
     };
     (0..count).map(describe).collect()
+}
+
+/// Which kernels a layer of each size goes through. It depends on the sizes alone; a device's shared memory only changes
+/// where a part of U is kept.
+#[cfg(feature = "cuda")]
+fn cuda_paths() -> Vec<String> {
+    use recurve::backend::cuda::lstm_sequence::{path, staged_rows};
+    let sizes: [(&str, usize, &str, usize); 8] = [
+        ("1-32", 32, "1-16", 16),
+        ("1-32", 32, "17-32", 32),
+        ("1-32", 32, "33-", 33),
+        ("33-64", 64, "1-16", 16),
+        ("33-64", 64, "17-32", 32),
+        ("33-64", 64, "33-", 33),
+        ("65-96", 96, "any", 16),
+        ("97-128", 128, "any", 16),
+    ];
+    let mut lines =
+        vec!["LSTM on CUDA      by hidden units H and inputs E, on every architecture".to_string()];
+    for (hidden, h, embed, e) in sizes {
+        lines.push(format!("  H {hidden:<7} E {embed:<6} {}", path(h, e)));
+    }
+    lines.push(format!("  H {:<7} E {:<6} {}", "129-", "any", path(129, 16)));
+    // Shared memory that a block can have on each architecture (CUDA C++ Programming Guide, table of compute
+    // capabilities), less what the larger of the two kernels declares.
+    let of_kernel = |arch: &str| {
+        let rows = image::resources().iter().filter(|r| r.arch == arch && r.kernel.ends_with("_h128"));
+        rows.map(|r| r.shared_bytes).max().unwrap_or(0)
+    };
+    let staged: Vec<String> = [("sm_75", 64), ("sm_80", 163), ("sm_86", 99), ("sm_89", 99), ("sm_90a", 227)]
+        .iter()
+        .map(|(arch, kibibytes)| format!("{} on {arch}", staged_rows(kibibytes * 1024, of_kernel(arch))))
+        .collect();
+    lines.push(format!(
+        "  rows of U in shared memory at H 97-128, of 64 not in registers: {}",
+        staged.join(", ")
+    ));
+    lines
 }
 
 #[cfg(not(feature = "cuda"))]

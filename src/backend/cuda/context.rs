@@ -5,6 +5,7 @@
 
 use super::buffer::Staging;
 use super::image::{self, MODULES, Module as Compiled};
+use super::lstm_sequence;
 use crate::error::{Error, Result};
 use crate::tuning;
 use cudarc::driver::result::{self, DriverError};
@@ -354,8 +355,8 @@ impl Context {
             // SAFETY: the function belongs to a module that is loaded.
             let used = unsafe { result::function::get_function_attribute(kernel.function, attribute) }
                 .map_err(|e| fail("ask for a kernel's shared memory", e))?;
-            let room = u32::try_from(opt_in.saturating_sub(used)).unwrap_or(0);
-            staged_rows = staged_rows.min(room / STAGED_ROW_BYTES);
+            let bytes = |n: i32| u32::try_from(n).unwrap_or(0);
+            staged_rows = staged_rows.min(lstm_sequence::staged_rows(bytes(opt_in), bytes(used)));
         }
         for kernel in sequences {
             let bytes = i32::try_from(staged_rows * STAGED_ROW_BYTES).unwrap_or(i32::MAX);

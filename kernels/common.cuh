@@ -41,8 +41,6 @@ struct MetricSums {
 };
 static_assert(sizeof(MetricSums) == 32, "as backend::cuda::MetricSums");
 
-__device__ __forceinline__ u32 ceil_div(u32 a, u32 b) { return (a + b - 1) / b; }
-
 // ---------------------------------------------------------------- activations
 
 // x = n·ln 2 + r with an integer n and |r| <= ln 2 / 2 (and a little): sets n, returns exp(r) − 1.

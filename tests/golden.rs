@@ -288,6 +288,7 @@ fn small<T: Real, O: HostOps<T>>(ops: &O, precision: fn(&Small) -> &Arrays, tole
     golden.finish();
 }
 
+#[cfg(feature = "cuda")]
 /// The small model on any back end, whatever its buffers are: the first batch operation by operation, a buffer for each
 /// parameter.
 fn small_by_operations<O: Ops>(ops: &O, tolerance: Tolerance) {

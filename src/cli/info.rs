@@ -90,7 +90,7 @@ fn cuda_lines() -> Vec<String> {
 /// where a part of U is kept.
 #[cfg(feature = "cuda")]
 fn cuda_paths() -> Vec<String> {
-    use recurve::backend::cuda::lstm_sequence::{path, staged_rows};
+    use recurve::backend::cuda::{lstm_sequence::path, staged_rows};
     let sizes: [(&str, usize, &str, usize); 8] = [
         ("1-32", 32, "1-16", 16),
         ("1-32", 32, "17-32", 32),

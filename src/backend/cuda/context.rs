@@ -5,7 +5,6 @@
 
 use super::buffer::Staging;
 use super::image::{self, MODULES, Module as Compiled};
-use super::lstm_sequence;
 use crate::error::{Error, Result};
 use crate::tuning;
 use cudarc::driver::result::{self, DriverError};
@@ -265,6 +264,12 @@ kernels! {
     "adam": adam reduce_partials gradient_norm clip_scale;
 }
 
+/// Rows of U, of the [`SEQUENCE_STREAMED`](tuning::SEQUENCE_STREAMED) that the kernels for 128 units do not keep in
+/// registers, for which a block has shared memory: `opt_in` bytes at most, less the `used` ones of the kernel itself.
+pub fn staged_rows(opt_in: u32, used: u32) -> u32 {
+    (opt_in.saturating_sub(used) / STAGED_ROW_BYTES).min(tuning::SEQUENCE_STREAMED)
+}
+
 /// A device with the kernels on it, and one stream on which everything happens in order.
 pub(super) struct Context {
     /// As the user names it: `cuda:0`.
@@ -349,17 +354,17 @@ impl Context {
             load(&cuda, choice, capability).map_err(|why| unloadable(&label, &name, driver, &why))?;
 
         let sequences = [&kernels.lstm_sequence_forward_h128, &kernels.lstm_sequence_backward_h128];
-        let mut staged_rows = tuning::SEQUENCE_STREAMED;
+        let mut staged = tuning::SEQUENCE_STREAMED;
         for kernel in sequences {
             let attribute = FunctionAttribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES;
             // SAFETY: the function belongs to a module that is loaded.
             let used = unsafe { result::function::get_function_attribute(kernel.function, attribute) }
                 .map_err(|e| fail("ask for a kernel's shared memory", e))?;
             let bytes = |n: i32| u32::try_from(n).unwrap_or(0);
-            staged_rows = staged_rows.min(lstm_sequence::staged_rows(bytes(opt_in), bytes(used)));
+            staged = staged.min(staged_rows(bytes(opt_in), bytes(used)));
         }
         for kernel in sequences {
-            let bytes = i32::try_from(staged_rows * STAGED_ROW_BYTES).unwrap_or(i32::MAX);
+            let bytes = i32::try_from(staged * STAGED_ROW_BYTES).unwrap_or(i32::MAX);
             let attribute = FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: the function belongs to a module that is loaded.
             unsafe { result::function::set_function_attribute(kernel.function, attribute, bytes) }
@@ -375,7 +380,7 @@ impl Context {
             refused,
             kernels,
             _modules: modules,
-            staged_rows,
+            staged_rows: staged,
             staging: Mutex::new(None),
             stream,
             cuda,

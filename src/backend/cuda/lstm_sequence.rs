@@ -11,7 +11,7 @@ use super::launch::{Call, size};
 use super::lstm_cell::{self, Input, StateGradient};
 use crate::backend::{CellDims, MatmulDims, SequenceDims};
 use crate::error::Result;
-use crate::tuning::{GEMM_TILE, SEQUENCE_PARTIALS, SEQUENCE_STREAMED};
+use crate::tuning::{GEMM_TILE, SEQUENCE_PARTIALS};
 use std::fmt;
 
 /// The parameter gradients that a sequence's backward kernel sums while it walks back; products after it give the rest.
@@ -58,12 +58,6 @@ pub fn path(hidden: usize, embed: usize) -> Path {
         _ => Accumulates::RecurrentAndBias,
     };
     Path::Sequence { padded, accumulates }
-}
-
-/// Rows of U, of the [`SEQUENCE_STREAMED`] that the kernels for 128 units do not keep in
-/// registers, for which a block has shared memory: `opt_in` bytes at most, less the `used` ones of the kernel itself.
-pub fn staged_rows(opt_in: u32, used: u32) -> u32 {
-    (opt_in.saturating_sub(used) / STAGED_ROW_BYTES).min(SEQUENCE_STREAMED)
 }
 
 impl fmt::Display for Path {

@@ -32,7 +32,7 @@ pub mod lstm_sequence;
 
 pub use activation::Activation;
 pub use buffer::{CudaBuffer, CudaIds};
-pub use context::{ImageChoice, LoadedImage, Missing, devices};
+pub use context::{ImageChoice, LoadedImage, Missing, devices, staged_rows};
 pub use engine::CudaEngine;
 
 use super::*;

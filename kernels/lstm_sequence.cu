@@ -111,6 +111,12 @@ __device__ __forceinline__ void sequence_forward(const float* h0, const float* c
     }
 }
 
+// What backward reads of one time step: the thread's own gate, its unit's state before the step, the gradient by its unit's
+// output, and its share of the row's previous output and input.
+struct Read {
+    float gate, c_prev, dh, h_prev, x;
+};
+
 // EP: how many input columns dW is summed for (0: none). SUMS: dU and db are summed.
 template <u32 HP, u32 KEPT, u32 EP, bool SUMS>
 __device__ __forceinline__ void sequence_backward(const float* x, const float* u, const float* gates, const float* h,
@@ -172,14 +178,26 @@ __device__ __forceinline__ void sequence_backward(const float* x, const float* u
         float dh_now = valid && dh_last ? dh_last[state] : 0.0f;
         float dc_now = valid && dc_last ? dc_last[state] : 0.0f;
         float c_now = valid ? c[state + t * state_step] : 0.0f;
-        for (u32 s = t; s-- > 0;) {
+        // What a time step reads from global memory is asked for one step ahead.
+        Read next = {};
+        const auto read = [&](u32 s) {
             const u64 at = state + s * state_step;
             const u64 token = (u64)s * batch + row;
-            const float own = valid ? gates[token * columns + col] : 0.0f;
-            const float c_prev = valid ? c[at] : 0.0f;
-            if (dh && valid) dh_now += dh[at];
-            if (SUMS && threadIdx.x < hidden) h_shared[buffer][threadIdx.x] = h[token * hidden + threadIdx.x];
-            if (EP > 0 && threadIdx.x < e) x_shared[buffer][threadIdx.x] = x[token * e + threadIdx.x];
+            next.gate = valid ? gates[token * columns + col] : 0.0f;
+            next.c_prev = valid ? c[at] : 0.0f;
+            next.dh = valid && dh ? dh[at] : 0.0f;
+            if (SUMS) next.h_prev = threadIdx.x < hidden ? h[token * hidden + threadIdx.x] : 0.0f;
+            if (EP > 0) next.x = threadIdx.x < e ? x[token * e + threadIdx.x] : 0.0f;
+        };
+        if (t > 0) read(t - 1);
+        for (u32 s = t; s-- > 0;) {
+            const Read now = next;
+            const float own = now.gate;
+            const float c_prev = now.c_prev;
+            dh_now += now.dh;
+            if (s > 0) read(s - 1);
+            if (SUMS && threadIdx.x < hidden) h_shared[buffer][threadIdx.x] = now.h_prev;
+            if (EP > 0 && threadIdx.x < e) x_shared[buffer][threadIdx.x] = now.x;
 
             const float i = __shfl_sync(ALL_LANES, own, quad + GATE_I);
             const float f = __shfl_sync(ALL_LANES, own, quad + GATE_F);
@@ -195,7 +213,7 @@ __device__ __forceinline__ void sequence_backward(const float* x, const float* u
             dc_now = dc_all * f;
             c_now = c_prev;
             if (valid) {
-                dpre[token * columns + col] = dpre_own;
+                dpre[((u64)s * batch + row) * columns + col] = dpre_own;
                 dpre_shared[buffer][col] = dpre_own;
             }
             __syncthreads();

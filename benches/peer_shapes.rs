@@ -164,7 +164,8 @@ fn prepare(options: &Options) -> Result<Prepared> {
                 },
                 None,
             )?;
-            let test = data.test.ok_or_else(|| Error::Failed(format!("{} has no test rows", path.display())))?;
+            let test =
+                data.test.ok_or_else(|| Error::Failed(format!("{} has no test rows", path.display())))?;
             (data.train, test, 10_000)
         }
         None if options.steps == 0 => {
@@ -201,7 +202,8 @@ fn write_prepared(options: &Options, prefix: &Path) -> Result<()> {
     let Prepared { train, test, orders } = prepare(options)?;
     let name = |suffix: &str| PathBuf::from(format!("{}{suffix}", prefix.display()));
     let path = name(".npz");
-    let failed = |error: std::io::Error| Error::Failed(format!("{} cannot be written: {error}", path.display()));
+    let failed =
+        |error: std::io::Error| Error::Failed(format!("{} cannot be written: {error}", path.display()));
     let mut zip = zip::ZipWriter::new(File::create(&path).map_err(failed)?);
     let stored = zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
     let rows = |n: usize, t: usize| format!("{n}, {t}");
@@ -229,7 +231,8 @@ fn read_prepared(path: &Path) -> Result<Prepared> {
         let Values::Int(values) = array.values else {
             return Err(archive.error(name, "not integers"));
         };
-        let values = values.into_iter().map(|x| u32::try_from(x).map_err(|_| archive.error(name, "negative")));
+        let values =
+            values.into_iter().map(|x| u32::try_from(x).map_err(|_| archive.error(name, "negative")));
         Ok((array.shape, values.collect::<Result<_>>()?))
     };
     let mut part = |x: &str, y: &str| -> Result<Examples> {

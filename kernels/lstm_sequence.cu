@@ -19,6 +19,32 @@
 // Launch: forward grid B; backward any grid <= B, one partial a block; block 4·HP; dynamic shared staged·4·HP floats.
 #include "common.cuh"
 
+// chain[i] += left[j].i · right[4j + i] over all j: four chains of fmaf. Neighbours of `left` stand `step` apart.
+template <u32 N>
+__device__ __forceinline__ void add_product(const float4* left, u32 step, const float (&right)[N], float (&chain)[4]) {
+#pragma unroll
+    for (u32 j = 0; j < N / 4; ++j) {
+        const float4 part = left[j * step];
+        chain[0] = fmaf(part.x, right[4 * j + 0], chain[0]);
+        chain[1] = fmaf(part.y, right[4 * j + 1], chain[1]);
+        chain[2] = fmaf(part.z, right[4 * j + 2], chain[2]);
+        chain[3] = fmaf(part.w, right[4 * j + 3], chain[3]);
+    }
+}
+
+// sum[4j + i] += left[j].i · right: a thread's column of an outer product.
+template <u32 N>
+__device__ __forceinline__ void add_column(const float4* left, float right, float (&sum)[N]) {
+#pragma unroll
+    for (u32 j = 0; j < N / 4; ++j) {
+        const float4 part = left[j];
+        sum[4 * j + 0] = fmaf(part.x, right, sum[4 * j + 0]);
+        sum[4 * j + 1] = fmaf(part.y, right, sum[4 * j + 1]);
+        sum[4 * j + 2] = fmaf(part.z, right, sum[4 * j + 2]);
+        sum[4 * j + 3] = fmaf(part.w, right, sum[4 * j + 3]);
+    }
+}
+
 // Row `inner` of the part of U that is not in registers, from shared or global memory: thread's own element.
 template <u32 THREADS>
 __device__ __forceinline__ float streamed(const float* staged_u, u32 staged, u32 inner, const float* u, bool inside, u64 at) {
@@ -69,14 +95,7 @@ __device__ __forceinline__ void sequence_forward(const float* h0, const float* c
         next = valid && s + 1 < t ? gate_at[gate_step] : 0.0f;
         const float4* h_prev = (const float4*)h_shared[s % 2];
         float chain[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-#pragma unroll
-        for (u32 j = 0; j < KEPT / 4; ++j) {
-            const float4 part = h_prev[j];
-            chain[0] = fmaf(part.x, kept[4 * j + 0], chain[0]);
-            chain[1] = fmaf(part.y, kept[4 * j + 1], chain[1]);
-            chain[2] = fmaf(part.z, kept[4 * j + 2], chain[2]);
-            chain[3] = fmaf(part.w, kept[4 * j + 3], chain[3]);
-        }
+        add_product(h_prev, 1, kept, chain);
         if constexpr (KEPT < HP) {
             for (u32 inner = 0; inner < HP - KEPT; inner += 4) {
                 const float4 part = h_prev[(KEPT + inner) / 4];
@@ -220,14 +239,7 @@ __device__ __forceinline__ void sequence_backward(const float* x, const float* u
 
             const float4* dpre_all = (const float4*)dpre_shared[buffer];
             float chain[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-#pragma unroll
-            for (u32 j = 0; j < KEPT / 4; ++j) {
-                const float4 part = dpre_all[j * GATES + gate];
-                chain[0] = fmaf(part.x, kept[4 * j + 0], chain[0]);
-                chain[1] = fmaf(part.y, kept[4 * j + 1], chain[1]);
-                chain[2] = fmaf(part.z, kept[4 * j + 2], chain[2]);
-                chain[3] = fmaf(part.w, kept[4 * j + 3], chain[3]);
-            }
+            add_product(dpre_all + gate, GATES, kept, chain);
             if constexpr (KEPT < HP) {
                 for (u32 inner = 0; inner < HP - KEPT; inner += 4) {
                     const u32 j = (KEPT + inner) / 4;
@@ -248,28 +260,10 @@ __device__ __forceinline__ void sequence_backward(const float* x, const float* u
             dh_now += __shfl_xor_sync(ALL_LANES, dh_now, 2);
 
             if constexpr (SUMS) {
-                const float4* h_prev = (const float4*)h_shared[buffer];
-#pragma unroll
-                for (u32 j = 0; j < HP / 4; ++j) {
-                    const float4 part = h_prev[j];
-                    du[4 * j + 0] = fmaf(part.x, dpre_own, du[4 * j + 0]);
-                    du[4 * j + 1] = fmaf(part.y, dpre_own, du[4 * j + 1]);
-                    du[4 * j + 2] = fmaf(part.z, dpre_own, du[4 * j + 2]);
-                    du[4 * j + 3] = fmaf(part.w, dpre_own, du[4 * j + 3]);
-                }
+                add_column((const float4*)h_shared[buffer], dpre_own, du);
                 db += dpre_own;
             }
-            if constexpr (EP > 0) {
-                const float4* x_now = (const float4*)x_shared[buffer];
-#pragma unroll
-                for (u32 j = 0; j < EP / 4; ++j) {
-                    const float4 part = x_now[j];
-                    dw[4 * j + 0] = fmaf(part.x, dpre_own, dw[4 * j + 0]);
-                    dw[4 * j + 1] = fmaf(part.y, dpre_own, dw[4 * j + 1]);
-                    dw[4 * j + 2] = fmaf(part.z, dpre_own, dw[4 * j + 2]);
-                    dw[4 * j + 3] = fmaf(part.w, dpre_own, dw[4 * j + 3]);
-                }
-            }
+            if constexpr (EP > 0) add_column((const float4*)x_shared[buffer], dpre_own, dw);
             // The other buffer was last read before the barrier above.
             buffer ^= 1;
         }

@@ -278,7 +278,8 @@ fn embeddings(bench: &mut Bench) {
 }
 
 fn lstm(bench: &mut Bench) {
-    for (b, e, h) in [(32, 16, 32), (32, 16, 64), (19, 33, 99), (32, 64, 128), (32, 64, 256), (128, 128, 256)] {
+    for (b, e, h) in [(32, 16, 32), (32, 16, 64), (19, 33, 99), (32, 64, 128), (32, 64, 256), (128, 128, 256)]
+    {
         let d = CellDims { b, e, h };
         let shape = format!("B{b}_E{e}_H{h}");
         bench.time::<lstm_cell::Forward>(&shape, d);
@@ -311,15 +312,15 @@ fn lstm(bench: &mut Bench) {
 }
 
 fn heads(bench: &mut Bench) {
-    for (b, inputs, outputs) in [(32, 32, 2), (32, 256, 2), (99, 257, 31), (256, 512, 20), (1024, 256, 1000)] {
+    for (b, inputs, outputs) in [(32, 32, 2), (32, 256, 2), (99, 257, 31), (256, 512, 20), (1024, 256, 1000)]
+    {
         let d = DenseDims { b, inputs, outputs };
         let shape = format!("B{b}_I{inputs}_O{outputs}");
         bench.time::<dense::Forward>(&shape, d);
         bench.time::<dense::Backward>(&shape, d);
     }
     for (b, c) in [(32, 2), (99, 31), (256, 1000), (4096, 2)] {
-        let case =
-            cross_entropy::Case { d: CrossEntropyDims { b, c }, logits: cross_entropy::Logits::Plain };
+        let case = cross_entropy::Case { d: CrossEntropyDims { b, c }, logits: cross_entropy::Logits::Plain };
         let shape = format!("B{b}_C{c}");
         bench.time::<cross_entropy::Forward>(&shape, case);
         bench.time::<cross_entropy::Backward>(&shape, case);

@@ -197,7 +197,8 @@ impl Report<'_> {
             let shape = format!("T {t}, B {b}, E {e}, H {h}");
             self.count::<lstm_sequence::Forward>(&shape, &case);
             self.count::<lstm_sequence::Backward>(&shape, &case);
-            if t * h < 33 * 64 {
+            // Cell by cell, where that is not too slow here.
+            if t * h <= 2048 {
                 self.count::<cells::Forward>(&shape, &case);
                 self.count::<cells::Backward>(&shape, &case);
             }
@@ -256,28 +257,26 @@ fn engine(soft: &Soft, cuda: Cuda, quick: bool) -> (String, String) {
             engine.poll(true).expect("trained");
         })
     };
-    let phases = [
-        ("the first step, recorded, and a poll".to_string(), train(0, 1)),
-        ("a step and a poll".to_string(), train(1, 1)),
-        (format!("{steps} steps and a poll"), train(2, steps)),
-    ];
+    let recorded = train(0, 1);
+    let one = train(1, 1);
+    let many = train(2, steps);
     let evaluation = counted(soft, || {
         engine.evaluate(Part::Test, BATCH as usize).expect("the engine evaluates");
     });
+    let evaluated = format!("an evaluation of {rows} rows");
 
     let (mut host, mut kernels) = (String::new(), String::new());
-    for (what, counters) in &phases[..2] {
-        if what.starts_with("a step") {
-            kernel_rows(&mut kernels, "a training step", counters);
-        }
-    }
-    let evaluated = format!("an evaluation of {rows} rows");
+    kernel_rows(&mut kernels, "a training step", &one);
     kernel_rows(&mut kernels, &evaluated, &evaluation);
-    for (what, counters) in phases.iter().map(|(what, c)| (what, c)).chain([(&evaluated, &evaluation)]) {
+    for (what, counters) in [
+        ("the first step, recorded, and a poll", &recorded),
+        ("a step and a poll", &one),
+        (&format!("{steps} steps and a poll"), &many),
+        (&evaluated, &evaluation),
+    ] {
         let t = counters.totals;
-        let run: u64 = counters.kernels.values().map(|k| k.launches).sum();
         let counts = [
-            run,
+            counters.kernels.values().map(|k| k.launches).sum(),
             t.direct_launches,
             t.graph_launches,
             t.synchronisations,
@@ -289,8 +288,7 @@ fn engine(soft: &Soft, cuda: Cuda, quick: bool) -> (String, String) {
             t.memsets,
             t.allocations,
         ];
-        let counts: Vec<String> = counts.iter().map(u64::to_string).collect();
-        let _ = writeln!(host, "| {what} | {} |", counts.join(" | "));
+        let _ = writeln!(host, "| {what} | {} |", counts.map(|n| n.to_string()).join(" | "));
     }
     (host, kernels)
 }
@@ -328,38 +326,18 @@ fn main() {
     let Report { operations, kernels, .. } = report;
     let (host, engine_kernels) = engine(soft, open(), quick);
     let text = format!(
-        "# Static costs of the CUDA kernels, {date}\n\n\
-         Counts of the software device of the tests (softcuda). It executes the PTX that ships, and counts; it has no times,\n\
-         no caches and no scheduler, and nothing here says how fast a GPU is. The counts are the same on every run.\n\n\
-         - Commit: {commit}; {rustc}\n\
-         - What executed: {name}; rows of U staged by the kernels of 128 units: {staged}\n\
-         - Command: `cargo bench --bench static_costs -- --record FILE`\n\
-         - Every answer was compared with the oracle's first\n\n\
-         ## What the columns mean\n\n\
-         - fma32, other fp32, int, special (divisions, square roots): instructions of threads. warp instructions: of warps,\n\
-         whatever the number of their threads; lanes %: the share of a warp's 32 threads that took part in one.\n\
-         - Needed multiply-adds are those of the products; fma32 counts the activations' and idle threads' too, and what a tile\n\
-         pads. ×: found over needed.\n\
-         - Least bytes: each input read once, each output written once. Moved bytes: sectors of {SECTOR} bytes that warp-wide loads\n\
-         and stores touched, times {SECTOR}. No cache is modelled: what a block reads again counts again, though a GPU may find it\n\
-         in L1 or L2.\n\
-         - Shared accesses are warp-wide; a bank conflict is one more pass over shared memory. Barriers: of blocks, for each warp.\n\n\
-         ## The reference workload through the engine\n\n\
-         V 10000, E 16, H 32, C 2, batch {BATCH}, T {TIME}.\n\n\
-         | what | kernels run | launched directly | graph launches | waits of the host | blocking copies | copies to the device | bytes | copies to the host | bytes | fills | allocations |\n\
-         | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n\
-         {host}\n\
-         {engine_table}\n\
-         ## Operations\n\n\
-         | operation | shape | kernels | needed multiply-adds | fma32 | × | least bytes read | moved | × | least bytes written | moved | × | conflicts a shared access |\n\
-         | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n\
-         {operations}\n\
-         ## Kernels\n\n\
-         {kernel_table}",
+        include_str!("work/static_costs.md"),
         date = says("date", &["-u", "+%F"]),
         commit = says("git", &["rev-parse", "--short", "HEAD"]),
         rustc = says("rustc", &["--version"]),
+        name = name,
+        staged = staged,
+        batch = BATCH,
+        time = TIME,
+        sector = SECTOR,
+        host = host,
         engine_table = kernel_table("what", &engine_kernels),
+        operations = operations,
         kernel_table = kernel_table("operation", &kernels),
     );
     println!("{text}");

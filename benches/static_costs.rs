@@ -47,8 +47,11 @@ const SECTOR: u64 = 32;
 const BATCH: u32 = 32;
 const TIME: usize = 32;
 
+/// One of a kernel's counts.
+type Count = fn(&KernelCounters) -> u64;
+
 /// The columns of a kernel's counts.
-const KERNEL_COLUMNS: &[(&str, fn(&KernelCounters) -> u64)] = &[
+const KERNEL_COLUMNS: &[(&str, Count)] = &[
     ("launches", |k| k.launches),
     ("blocks", |k| k.blocks),
     ("warp instructions", |k| k.warp_instructions),

@@ -1,13 +1,26 @@
-//! Each operation of the CPU back end alone, at the shape of the reference workload (B 32, T 32, E 16, H 32, V 10000,
-//! C 2) and at a larger one, on one thread and on all cores. Before an operation is timed its answer is compared with
-//! the oracle's, by the parity tests' own code. Throughput is multiply-adds for products and recurrent layers
-//! (activations not counted), elements of the gathered rows, logits or arena for the rest.
+//! Every operation alone, over a grid of shapes (the reference workload's first: B 32, T 32, E 16, H 32, V 10000, C 2),
+//! on the oracle's plain loops in f32, on the CPU back end with one thread and with all, and on a GPU; the LSTM cell by
+//! cell against the whole sequence.
 //!
-//! `cargo bench --bench ops`; `-- --test` only checks.
+//! * Before a row is timed its answer is compared with the f64 oracle's, by the parity tests' own code.
+//! * `GFLOP/s`: 10^9 flops, two for each multiply-add of a product; activations are not counted. `GB/s`: 10^9 compulsory
+//!   bytes, each input read once and each output written once (`work/mod.rs`).
+//! * Rows of a GPU are timed by the device's own clock, from before the first to after the last call of a sample, with
+//!   everything on the device already. Where a call is shorter than it takes to launch, that is what is measured.
+//! * Each row calls again and again with the same buffers: small shapes measure the cache, not memory. What accumulates
+//!   goes on accumulating.
+//! * The oracle is left out where a call would take longer than some 50 ms. A GPU that is not there says so; the software
+//!   device of the tests is never timed.
+//!
+//! `cargo bench --bench ops`; `-- --test` checks the smaller shapes once and times nothing.
 
-use criterion::{Criterion, Throughput};
+use criterion::measurement::{Measurement, ValueFormatter, WallTime};
+use criterion::{Bencher, BenchmarkGroup, Criterion, Throughput};
 use recurve::backend::cpu::{Cpu, processor_name};
+use recurve::backend::reference::Reference;
 use recurve::backend::{CellDims, CrossEntropyDims, DenseDims, EmbeddingDims, MatmulDims, Ops, SequenceDims};
+use std::cell::Cell;
+use std::time::{Duration, Instant};
 
 #[path = "../tests/parity/harness.rs"]
 mod harness;
@@ -20,86 +33,340 @@ mod cross_entropy;
 mod dense;
 #[path = "../tests/parity/embedding.rs"]
 mod embedding;
+#[path = "../tests/parity/fill.rs"]
+mod fill;
 #[path = "../tests/parity/lstm_cell.rs"]
 mod lstm_cell;
 #[path = "../tests/parity/lstm_sequence.rs"]
 mod lstm_sequence;
 #[path = "../tests/parity/matmul.rs"]
 mod matmul;
+mod work;
 
-use harness::{Buffers, Operation, Random, verify};
+use harness::{Buffers, Random, verify};
+use work::{Work, cells};
 
-/// Checks, then times, one operation at one shape.
-fn time<P: Operation>(criterion: &mut Criterion, cpus: &[Cpu], shape: &str, case: P::Case, elements: usize) {
-    let mut group = criterion.benchmark_group(format!("{}/{shape}", P::NAME));
-    group.throughput(Throughput::Elements(elements as u64));
-    for cpu in cpus {
-        verify::<P, _>(cpu, &case);
-        let mut buffers = Buffers::upload(cpu, &P::arrays(&case, &mut Random::new(0)));
-        group.bench_function(format!("{} threads", cpu.threads()), |bencher| {
+/// The size (see [`work::size`]) up to which the oracle is timed, and shapes are checked in test mode: some 50 ms of plain
+/// loops.
+const SMALL: usize = 25_000_000;
+
+/// Wall time whose throughput is in true units: criterion's own call a flop an element, and count bytes by 1024.
+struct Rates;
+
+impl Measurement for Rates {
+    type Intermediate = Instant;
+    type Value = Duration;
+
+    fn start(&self) -> Instant {
+        WallTime.start()
+    }
+
+    fn end(&self, begun: Instant) -> Duration {
+        WallTime.end(begun)
+    }
+
+    fn add(&self, a: &Duration, b: &Duration) -> Duration {
+        *a + *b
+    }
+
+    fn zero(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    fn to_f64(&self, value: &Duration) -> f64 {
+        WallTime.to_f64(value)
+    }
+
+    fn formatter(&self) -> &dyn ValueFormatter {
+        self
+    }
+}
+
+impl ValueFormatter for Rates {
+    fn scale_values(&self, typical: f64, values: &mut [f64]) -> &'static str {
+        WallTime.formatter().scale_values(typical, values)
+    }
+
+    /// Values are nanoseconds: something a nanosecond is 10^9 of it a second. Criterion asks for the elements, here
+    /// flops, and the bytes one after the other.
+    fn scale_throughputs(&self, _: f64, throughput: &Throughput, values: &mut [f64]) -> &'static str {
+        let (amount, unit) = match *throughput {
+            Throughput::Elements(n) | Throughput::ElementsAndBytes { elements: n, .. } => (n, "GFLOP/s"),
+            Throughput::Bytes(n) | Throughput::BytesDecimal(n) => (n, "GB/s"),
+            Throughput::Bits(n) => (n, "Gbit/s"),
+        };
+        values.iter_mut().for_each(|ns| *ns = amount as f64 / *ns);
+        unit
+    }
+
+    fn scale_for_machines(&self, values: &mut [f64]) -> &'static str {
+        WallTime.formatter().scale_for_machines(values)
+    }
+}
+
+/// The GPU, or why there is none.
+#[cfg(feature = "cuda")]
+type Gpu = Result<recurve::backend::cuda::Cuda, String>;
+#[cfg(not(feature = "cuda"))]
+type Gpu = Result<std::convert::Infallible, String>;
+
+#[cfg(feature = "cuda")]
+fn gpu() -> Gpu {
+    use recurve::backend::cuda::{Cuda, Missing, devices};
+    match devices() {
+        Err(Missing::Driver) => return Err("no GPU".into()),
+        Err(Missing::Unusable(why)) => return Err(format!("no GPU that can be used ({why})")),
+        Ok(_) => {}
+    }
+    match Cuda::new(0) {
+        Ok(cuda) if cuda.is_software() => Err(format!("no GPU ({} is none)", cuda.device_name())),
+        Ok(cuda) => Ok(cuda),
+        Err(error) => Err(format!("no GPU that can be used ({error})")),
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+fn gpu() -> Gpu {
+    Err("this build has no CUDA back end".into())
+}
+
+/// What everything is timed on.
+struct Machines {
+    reference: Reference<f32>,
+    cpus: Vec<Cpu>,
+    gpu: Gpu,
+}
+
+struct Bench {
+    criterion: Criterion<Rates>,
+    machines: Machines,
+    /// Check the smaller shapes only.
+    quick: bool,
+}
+
+/// The rows of one operation at one shape.
+struct Rows<'a> {
+    group: BenchmarkGroup<'a, Rates>,
+    machines: &'a Machines,
+    name: String,
+    /// Whether a row ran: the command line may ask for other ones.
+    ran: Cell<bool>,
+}
+
+impl Bench {
+    /// The rows of `P` at a shape, unless they are too many for test mode.
+    fn rows<P: Work>(&mut self, shape: &str, case: &P::Case) -> Option<Rows<'_>> {
+        if self.quick && work::size::<P>(case) > SMALL {
+            return None;
+        }
+        let name = format!("{}/{shape}", P::NAME);
+        let mut group = self.criterion.benchmark_group(&name);
+        let (read, written) = work::bytes::<P>(case);
+        group.throughput(match work::flops::<P>(case) {
+            0 => Throughput::Bytes(read + written),
+            elements => Throughput::ElementsAndBytes { elements, bytes: read + written },
+        });
+        Some(Rows { group, machines: &self.machines, name, ran: Cell::new(false) })
+    }
+
+    fn time<P: Work>(&mut self, shape: &str, case: P::Case) {
+        if let Some(mut rows) = self.rows::<P>(shape, &case) {
+            rows.add::<P>("", &case);
+            rows.finish();
+        }
+    }
+}
+
+impl Rows<'_> {
+    /// A row for each machine. `how` begins their names.
+    fn add<P: Work>(&mut self, how: &str, case: &P::Case) {
+        let machines = self.machines;
+        if work::size::<P>(case) <= SMALL {
+            self.host::<P, _>(&format!("{how}reference"), &machines.reference, case);
+        }
+        for cpu in &machines.cpus {
+            let plural = if cpu.threads() == 1 { "" } else { "s" };
+            self.host::<P, _>(&format!("{how}cpu, {} thread{plural}", cpu.threads()), cpu, case);
+        }
+        #[cfg(feature = "cuda")]
+        if let Ok(cuda) = &machines.gpu {
+            self.row::<P, _>(&format!("{how}cuda"), cuda, case, |bencher, buffers| {
+                bencher.iter_custom(|iterations| {
+                    let us = cuda
+                        .time_us(|| (0..iterations).try_for_each(|_| P::call(cuda, case, buffers)))
+                        .expect("it has just worked");
+                    Duration::from_secs_f64(us / 1e6)
+                });
+            });
+        }
+    }
+
+    fn host<P: Work, O: Ops>(&mut self, name: &str, ops: &O, case: &P::Case) {
+        self.row::<P, O>(name, ops, case, |bencher, buffers| {
             bencher.iter(|| {
-                P::call(cpu, &case, &mut buffers).expect("it has just worked");
-                cpu.synchronize().expect("a host is always done");
+                P::call(ops, case, buffers).expect("it has just worked");
+                ops.synchronize().expect("a host is always done");
             });
         });
     }
-    group.finish();
+
+    /// Checks, then times, one row, if the command line asks for it.
+    fn row<P: Work, O: Ops>(
+        &mut self,
+        name: &str,
+        ops: &O,
+        case: &P::Case,
+        time: impl Fn(&mut Bencher<'_, Rates>, &mut Buffers<O>),
+    ) {
+        let ran = &self.ran;
+        let mut buffers = None;
+        self.group.bench_function(name, |bencher| {
+            // Criterion comes here several times for one row.
+            let buffers = buffers.get_or_insert_with(|| {
+                verify::<P, O>(ops, case);
+                ran.set(true);
+                Buffers::upload(ops, &P::arrays(case, &mut Random::new(0)))
+            });
+            time(bencher, buffers);
+        });
+    }
+
+    fn finish(self) {
+        if let (true, Err(why)) = (self.ran.get(), &self.machines.gpu) {
+            println!("{}/cuda: not run: {why}", self.name);
+        }
+        self.group.finish();
+    }
+}
+
+fn products(bench: &mut Bench) {
+    let shapes = [
+        // The input's product of all time steps, its gradient by the weights, and by the input.
+        (1024, 16, 128, false, false),
+        (16, 1024, 128, true, false),
+        (1024, 128, 16, false, true),
+        // One time step's.
+        (32, 32, 128, false, false),
+        (64, 128, 512, false, false),
+        (99, 257, 131, false, false),
+        (257, 99, 131, true, true),
+        (256, 256, 256, false, false),
+        (512, 512, 512, false, false),
+        (1024, 1024, 1024, false, false),
+    ];
+    for (m, k, n, ta, tb) in shapes {
+        let case = matmul::Case { d: MatmulDims { m, k, n, ta, tb }, accumulate: false };
+        let stored = |transposed| if transposed { "t" } else { "" };
+        bench.time::<matmul::Product>(&format!("M{m}_K{k}{}_N{n}{}", stored(ta), stored(tb)), case);
+    }
+}
+
+fn embeddings(bench: &mut Bench) {
+    for (n, v, e) in [
+        (1024, 10_000, 16),
+        (1024, 10_000, 64),
+        (999, 257, 33),
+        (4096, 10_000, 32),
+        (4097, 20_001, 129),
+        (16_384, 50_000, 128),
+    ] {
+        let d = EmbeddingDims { n, v, e };
+        let shape = format!("N{n}_V{v}_E{e}");
+        bench.time::<embedding::Forward>(&shape, d);
+        bench.time::<embedding::Backward>(&shape, d);
+    }
+}
+
+fn lstm(bench: &mut Bench) {
+    for (b, e, h) in [(32, 16, 32), (32, 16, 64), (19, 33, 99), (32, 64, 128), (32, 64, 256), (128, 128, 256)]
+    {
+        let d = CellDims { b, e, h };
+        let shape = format!("B{b}_E{e}_H{h}");
+        bench.time::<lstm_cell::Forward>(&shape, d);
+        bench.time::<lstm_cell::Backward>(&shape, d);
+    }
+    for (t, b, e, h) in [
+        (32, 32, 16, 32),
+        (32, 32, 16, 64),
+        (9, 7, 33, 129),
+        (33, 19, 31, 99),
+        (128, 32, 16, 32),
+        (32, 64, 64, 128),
+        (32, 32, 64, 256),
+        (257, 64, 64, 64),
+    ] {
+        let d = SequenceDims { t, b, e, h };
+        let case = lstm_sequence::Case { d, dh: false, dh_last: true, dc_last: false };
+        let shape = format!("T{t}_B{b}_E{e}_H{h}");
+        if let Some(mut rows) = bench.rows::<lstm_sequence::Forward>(&shape, &case) {
+            rows.add::<lstm_sequence::Forward>("", &case);
+            rows.add::<cells::Forward>("cell by cell: ", &case);
+            rows.finish();
+        }
+        if let Some(mut rows) = bench.rows::<lstm_sequence::Backward>(&shape, &case) {
+            rows.add::<lstm_sequence::Backward>("", &case);
+            rows.add::<cells::Backward>("cell by cell: ", &case);
+            rows.finish();
+        }
+    }
+}
+
+fn heads(bench: &mut Bench) {
+    for (b, inputs, outputs) in [(32, 32, 2), (32, 256, 2), (99, 257, 31), (256, 512, 20), (1024, 256, 1000)]
+    {
+        let d = DenseDims { b, inputs, outputs };
+        let shape = format!("B{b}_I{inputs}_O{outputs}");
+        bench.time::<dense::Forward>(&shape, d);
+        bench.time::<dense::Backward>(&shape, d);
+    }
+    for (b, c) in [(32, 2), (99, 31), (256, 1000), (4096, 2)] {
+        let case = cross_entropy::Case { d: CrossEntropyDims { b, c }, logits: cross_entropy::Logits::Plain };
+        let shape = format!("B{b}_C{c}");
+        bench.time::<cross_entropy::Forward>(&shape, case);
+        bench.time::<cross_entropy::Backward>(&shape, case);
+    }
+}
+
+fn arenas(bench: &mut Bench) {
+    for n in [166_338, 40_009, 1_000_000, 16_000_000] {
+        let case = adam::Case { n, first: 1, steps: 1, weight_decay: 0.0, clip_norm: 0.0 };
+        bench.time::<adam::Steps>(&format!("N{n}"), case);
+        bench.time::<fill::Fill>(&format!("N{n}"), n);
+    }
+    let clipped = adam::Case { n: 166_338, first: 1, steps: 1, weight_decay: 0.1, clip_norm: 0.5 };
+    bench.time::<adam::Steps>("N166338, decay and clipping", clipped);
 }
 
 fn main() {
-    let mut criterion = Criterion::default()
-        .sample_size(20)
-        .warm_up_time(std::time::Duration::from_millis(300))
-        .measurement_time(std::time::Duration::from_secs(1))
-        .configure_from_args();
-    let c = &mut criterion;
+    let flag = |name| std::env::args().any(|argument| argument == name);
     let mut cpus = vec![Cpu::new(1).expect("one thread")];
     let all = Cpu::new(0).expect("threads");
     if all.threads() > 1 {
         cpus.push(all);
     }
-    for cpu in &cpus {
-        println!("runs on: {} ({})", cpu.name(), processor_name());
+    let machines = Machines { reference: Reference::new(), cpus, gpu: gpu() };
+    println!("reference: {} ({})", machines.reference.name(), processor_name());
+    for cpu in &machines.cpus {
+        println!("cpu: {} ({})", cpu.name(), processor_name());
     }
-
-    for (shape, m, k, n) in [("reference", 1024, 48, 128), ("large", 512, 512, 512)] {
-        let case = matmul::Case { d: MatmulDims { m, k, n, ta: false, tb: false }, accumulate: false };
-        time::<matmul::Product>(c, &cpus, shape, case, m * k * n);
+    match &machines.gpu {
+        #[cfg(feature = "cuda")]
+        Ok(cuda) => println!("cuda: {}", cuda.name()),
+        #[cfg(not(feature = "cuda"))]
+        Ok(never) => match *never {},
+        Err(why) => println!("cuda: not run: {why}"),
     }
-    for (shape, n, v, e) in [("reference", 1024, 10_000, 16), ("large", 16_384, 50_000, 64)] {
-        let d = EmbeddingDims { n, v, e };
-        time::<embedding::Forward>(c, &cpus, shape, d, n * e);
-        time::<embedding::Backward>(c, &cpus, shape, d, n * e);
-    }
-    for (shape, b, e, h) in [("reference", 32, 16, 32), ("large", 64, 64, 256)] {
-        let d = CellDims { b, e, h };
-        let work = b * (e + h) * 4 * h;
-        time::<lstm_cell::Forward>(c, &cpus, shape, d, work);
-        time::<lstm_cell::Backward>(c, &cpus, shape, d, 2 * work);
-    }
-    for (shape, t, b, e, h) in [("reference", 32, 32, 16, 32), ("large", 32, 64, 64, 128)] {
-        let case =
-            lstm_sequence::Case { d: SequenceDims { t, b, e, h }, dh: false, dh_last: true, dc_last: false };
-        let work = t * b * (e + h) * 4 * h;
-        time::<lstm_sequence::Forward>(c, &cpus, shape, case, work);
-        time::<lstm_sequence::Backward>(c, &cpus, shape, case, 2 * work);
-    }
-    for (shape, b, inputs, outputs) in [("reference", 32, 32, 2), ("large", 256, 512, 20)] {
-        let d = DenseDims { b, inputs, outputs };
-        time::<dense::Forward>(c, &cpus, shape, d, b * inputs * outputs);
-        time::<dense::Backward>(c, &cpus, shape, d, 2 * b * inputs * outputs);
-    }
-    for (shape, b, classes) in [("reference", 32, 2), ("large", 256, 1000)] {
-        let case = cross_entropy::Case {
-            d: CrossEntropyDims { b, c: classes },
-            logits: cross_entropy::Logits::Plain,
-        };
-        time::<cross_entropy::Forward>(c, &cpus, shape, case, b * classes);
-        time::<cross_entropy::Backward>(c, &cpus, shape, case, b * classes);
-    }
-    for (shape, n) in [("reference", 166_338), ("large", 4_000_000)] {
-        let case = adam::Case { n, first: 1, steps: 1, weight_decay: 0.0, clip_norm: 0.0 };
-        time::<adam::Steps>(c, &cpus, shape, case, n);
-    }
-    criterion.final_summary();
+    let criterion = Criterion::default()
+        .with_measurement(Rates)
+        .sample_size(20)
+        .warm_up_time(Duration::from_millis(200))
+        .measurement_time(Duration::from_millis(800))
+        .configure_from_args();
+    let mut bench = Bench { criterion, machines, quick: flag("--test") || !flag("--bench") };
+    products(&mut bench);
+    embeddings(&mut bench);
+    lstm(&mut bench);
+    heads(&mut bench);
+    arenas(&mut bench);
+    bench.criterion.final_summary();
 }

@@ -17,6 +17,8 @@ mod cross_entropy;
 mod dense;
 #[path = "parity/embedding.rs"]
 mod embedding;
+#[path = "parity/fill.rs"]
+mod fill;
 #[path = "parity/lstm_cell.rs"]
 mod lstm_cell;
 #[path = "parity/lstm_sequence.rs"]
@@ -98,5 +100,6 @@ mod on {
         dense: Forward, Backward;
         cross_entropy: Forward, Backward;
         adam: Steps;
+        fill: Fill;
     }
 }

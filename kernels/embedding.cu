@@ -100,7 +100,6 @@ embedding_backward(const u32* ids, const float* dout, float* dtable, u32 n, u32 
                 if (touched && col < e) *sum_at = sum;
             }
         }
-        // The lists are written anew for the next chunk.
-        __syncthreads();
+        // The lists are written anew only after the next chunk's first barrier, which every warp reaches when it has read them.
     }
 }

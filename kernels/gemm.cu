@@ -4,7 +4,7 @@
 // A block computes a GEMM_TILE × GEMM_TILE tile with GEMM_THREADS threads, 4×4 elements a thread; strips of GEMM_K of k pass
 // through shared memory, double-buffered, one barrier a strip. Each element is one chain of fmaf in the order of k, from bias[col]
 // (or 0): the bits do not depend on the tiling.
-// Slices: blockIdx.z sums only k in [z·k_slice, (z+1)·k_slice) and writes out + z·slice_stride; bias counts in slice 0 alone.
+// Slices: blockIdx.z sums only k in [z·k_slice, (z+1)·k_slice) and writes out + z·slice_stride; there is no bias then.
 // Launch: grid (⌈n/GEMM_TILE⌉, ⌈m/GEMM_TILE⌉, slices).
 //
 //   column_sums   out[col] (+)= sum over k of a[k,n], in the order of k, in slices likewise; a thread a column.
@@ -66,7 +66,7 @@ __device__ __forceinline__ void gemm(const float* a, const float* b, const float
     float sum[PER_THREAD][PER_THREAD];
 #pragma unroll
     for (u32 j = 0; j < PER_THREAD; ++j) {
-        const bool from_bias = bias && blockIdx.z == 0 && first_col + col + j < n;
+        const bool from_bias = bias && first_col + col + j < n;
         const float start = from_bias ? bias[first_col + col + j] : 0.0f;
 #pragma unroll
         for (u32 i = 0; i < PER_THREAD; ++i) sum[i][j] = start;

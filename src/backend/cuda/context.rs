@@ -265,9 +265,10 @@ kernels! {
 }
 
 /// Rows of U, of the [`SEQUENCE_STREAMED`](tuning::SEQUENCE_STREAMED) that the kernels for 128 units do not keep in
-/// registers, for which a block has shared memory: `opt_in` bytes at most, less the `used` ones of the kernel itself.
+/// registers, for which a block has shared memory: `opt_in` bytes at most, less the `used` ones of the kernel itself. A
+/// multiple of 4, the rows that the kernels take together.
 pub fn staged_rows(opt_in: u32, used: u32) -> u32 {
-    (opt_in.saturating_sub(used) / STAGED_ROW_BYTES).min(tuning::SEQUENCE_STREAMED)
+    (opt_in.saturating_sub(used) / STAGED_ROW_BYTES / 4 * 4).min(tuning::SEQUENCE_STREAMED)
 }
 
 /// A device with the kernels on it, and one stream on which everything happens in order.

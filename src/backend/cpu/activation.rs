@@ -5,6 +5,8 @@
 //! Only additions, multiplications, divisions and bit operations, each correctly rounded: the same bits on every
 //! processor.
 
+use super::simd::Simd;
+
 /// 1.5·2²³: adding it to a float below 2²² rounds to the nearest integer and leaves that integer in the low bits.
 const ROUND: f32 = 12_582_912.0;
 
@@ -45,6 +47,52 @@ pub fn exp(x: f32) -> f32 {
     // Two factors: 2ⁿ itself may be out of range where the product is a subnormal or just below ∞.
     let half = n >> 1;
     (1.0 + expm1) * power_of_two(half) * power_of_two(n.wrapping_sub(half))
+}
+
+/// 1.5·2²³ + 127, see [`ROUND`]: leaves the rounded integer plus the exponent's bias in the low bits.
+const ROUND_BIASED: f32 = ROUND + 127.0;
+
+/// Chebyshev coefficients of (eʳ − 1 − r)/r² for |r| ≤ 0.3475; the error of r + r²·p is below 0.4 roundings.
+const EXPM1: [f32; 5] = [0.5, 1.666_657_6e-1, 4.166_655_3e-2, 8.363_333e-3, 1.392_637_6e-3];
+
+/// eʸ in parts: 2ⁿ and eʳ − 1 with y = n·ln 2 + r, for `rounded` = y·log₂e + [`ROUND_BIASED`] and |y| < 87.
+#[inline(always)]
+fn parts<S: Simd>(s: S, y: S::V, rounded: S::V) -> (S::V, S::V) {
+    let n = s.sub(rounded, s.splat(ROUND_BIASED));
+    let r = s.neg_mul_add(n, s.splat(LN2_HI), y);
+    let r = s.neg_mul_add(n, s.splat(LN2_LO), r);
+    let mut p = s.splat(EXPM1[4]);
+    p = s.mul_add(p, r, s.splat(EXPM1[3]));
+    p = s.mul_add(p, r, s.splat(EXPM1[2]));
+    p = s.mul_add(p, r, s.splat(EXPM1[1]));
+    p = s.mul_add(p, r, s.splat(EXPM1[0]));
+    (s.to_exponent(rounded), s.mul_add(p, s.mul(r, r), r))
+}
+
+/// 1 / (1 + e⁻ˣ) of each lane.
+#[inline(always)]
+pub(super) fn sigmoids<S: Simd>(s: S, x: S::V) -> S::V {
+    // Beyond these the result is 0 or 1.
+    let x = s.at_least(s.at_most(x, s.splat(40.0)), s.splat(-104.0));
+    // The square of e^(x/2), whose exponent is in range even where the result is a subnormal.
+    let rounded = s.mul_add(x, s.splat(0.5 * std::f32::consts::LOG2_E), s.splat(ROUND_BIASED));
+    let (scale, expm1) = parts(s, s.mul(x, s.splat(0.5)), rounded);
+    let root = s.mul_add(scale, expm1, scale);
+    let e = s.mul(root, root);
+    // Small results are e itself and keep its relative accuracy.
+    s.div(e, s.add(e, s.splat(1.0)))
+}
+
+/// (eˣ − e⁻ˣ) / (eˣ + e⁻ˣ) of each lane.
+#[inline(always)]
+pub(super) fn tanhs<S: Simd>(s: S, x: S::V) -> S::V {
+    // From e^2x − 1, which keeps its relative accuracy where x is small; beyond 10 the result is ±1.
+    let a = s.at_least(s.at_most(x, s.splat(10.0)), s.splat(-10.0));
+    let rounded = s.mul_add(a, s.splat(2.0 * std::f32::consts::LOG2_E), s.splat(ROUND_BIASED));
+    let (scale, expm1) = parts(s, s.add(a, a), rounded);
+    let e = s.mul_add(scale, expm1, s.sub(scale, s.splat(1.0)));
+    // The sign is right but for −0.
+    s.or_sign(s.div(e, s.add(e, s.splat(2.0))), x)
 }
 
 /// 1 / (1 + e⁻ˣ).

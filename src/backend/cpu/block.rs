@@ -17,7 +17,7 @@ use super::NEGLIGIBLE;
 use super::activation::{sigmoids, tanhs};
 use super::cross_entropy;
 use super::simd::{Kernel, Simd};
-use super::tile::{self, BACK, Evenly, GATES, with_rows};
+use super::tile::{self, Evenly, GATES, ROWS, with_tile};
 use crate::backend::shapes::gate;
 use crate::error::{Error, Result};
 
@@ -84,10 +84,15 @@ impl Sizes {
         (self.inputs() + self.units()) / self.lanes
     }
 
+    /// Most vectors of a back panel: three where a tile of 8 rows by 3 fits the registers.
+    pub(super) fn back_width(self) -> usize {
+        if self.lanes == 16 { 3 } else { 2 }
+    }
+
     /// First vector and vectors of each back panel.
     pub(super) fn back_panels(self) -> impl Iterator<Item = (usize, usize)> {
-        let n = self.back_vectors();
-        (0..n).step_by(BACK).map(move |first| (first, BACK.min(n - first)))
+        let (n, most) = (self.back_vectors(), self.back_width());
+        (0..n).step_by(most).map(move |first| (first, most.min(n - first)))
     }
 
     /// Elements of all back panels.
@@ -242,7 +247,7 @@ fn forward<S: Simd>(s: S, d: Sizes, panels: &[f32], tape: &mut Tape, rows: usize
         let k = if step == 0 { d.e } else { d.e + d.h };
         for vector in 0..d.unit_vectors() {
             let panel = &panels[vector * d.panel()..][..d.panel()];
-            for (first, count) in Evenly::new(rows, S::ROWS) {
+            for (first, count) in Evenly::new(rows, ROWS) {
                 let at = (step * d.unit_vectors() + vector) * rows + first;
                 // SAFETY: row `first` + r, r < `count`, of time steps `step` and `step + 1` ≤ t, and of unit vector
                 // `vector`, lies within the lengths that were asserted above.
@@ -253,23 +258,34 @@ fn forward<S: Simd>(s: S, d: Sizes, panels: &[f32], tape: &mut Tape, rows: usize
                     let c_prev = c.add(at * S::LANES);
                     let c = c_prev.add(rows * units);
                     let tanh_c = tanh_c.add(at * S::LANES);
-                    with_rows!(S, count, R => {
-                        let bias = tile::load_row(s, panel.as_ptr().add((d.e + d.h) * d.gates()));
-                        let mut sums: [[S::V; GATES]; R] = [bias; R];
-                        tile::cell(s, &mut sums, a, ld, panel.as_ptr(), k);
-                        for (r, &pre) in sums.iter().enumerate() {
+                    with_tile!(S, count, R, N => {
+                        let mut pre = [[s.splat(0.0); GATES]; R];
+                        for part in (0..GATES).step_by(N) {
+                            let panel = panel.as_ptr().add(part * S::LANES);
+                            let bias = tile::load_row(s, panel.add((d.e + d.h) * d.gates()));
+                            let mut sums: [[S::V; N]; R] = [bias; R];
+                            tile::cell(s, &mut sums, a, ld, panel, k);
+                            for r in 0..R {
+                                pre[r][part..part + N].copy_from_slice(&sums[r]);
+                            }
+                        }
+                        // Two loops: the first's chain of operations is long enough without the tanh of c.
+                        for (r, &pre) in pre.iter().enumerate() {
                             let i = sigmoids(s, pre[gate::I]);
                             let f = sigmoids(s, pre[gate::F]);
                             let g = tanhs(s, pre[gate::G]);
                             let o = sigmoids(s, pre[gate::O]);
                             let state = s.mul_add(f, s.load(c_prev.add(r * S::LANES)), s.mul(i, g));
-                            let squashed = tanhs(s, state);
                             let row = gates.add(r * GATES * S::LANES);
                             s.store(row.add(gate::I * S::LANES), i);
                             s.store(row.add(gate::F * S::LANES), f);
                             s.store(row.add(gate::G * S::LANES), g);
                             s.store(row.add(gate::O * S::LANES), o);
                             s.store(c.add(r * S::LANES), state);
+                        }
+                        for r in 0..R {
+                            let squashed = tanhs(s, s.load(c.add(r * S::LANES)));
+                            let o = s.load(gates.add((r * GATES + gate::O) * S::LANES));
                             s.store(tanh_c.add(r * S::LANES), squashed);
                             s.store(h.add(r * ld), s.mul(o, squashed));
                         }
@@ -458,7 +474,7 @@ fn back_product<S: Simd>(
     assert!(tape.dh.len() >= rows * units);
     let gates = &tape.gates[step * rows * GATES * units..][..rows * GATES * units];
     let wanted = if step == 0 { inputs / S::LANES } else { d.back_vectors() };
-    let most_rows = if S::ROWS > 4 { 8 } else { 4 };
+    let most_rows = if S::WIDE { 8 } else { 4 };
     for (first_vector, width) in d.back_panels() {
         let panel = &backs[first_vector * S::LANES * GATES * units..][..width * S::LANES * GATES * units];
         let count = width.min(wanted.saturating_sub(first_vector));
@@ -493,10 +509,10 @@ fn back_product<S: Simd>(
                         2 => tile!(2, $n),
                         3 => tile!(3, $n),
                         4 => tile!(4, $n),
-                        5 if S::ROWS > 4 => tile!(5, $n),
-                        6 if S::ROWS > 4 => tile!(6, $n),
-                        7 if S::ROWS > 4 => tile!(7, $n),
-                        8 if S::ROWS > 4 => tile!(8, $n),
+                        5 if S::WIDE => tile!(5, $n),
+                        6 if S::WIDE => tile!(6, $n),
+                        7 if S::WIDE => tile!(7, $n),
+                        8 if S::WIDE => tile!(8, $n),
                         rows => unreachable!("a tile of {rows} rows"),
                     }
                 };
@@ -505,7 +521,7 @@ fn back_product<S: Simd>(
                 0 => {}
                 1 => rows!(1),
                 2 => rows!(2),
-                3 => rows!(3),
+                3 if S::WIDE => rows!(3),
                 n => unreachable!("a panel of {n} vectors"),
             }
         }
@@ -547,26 +563,28 @@ fn rank_panel<S: Simd>(
     let ld = d.joined();
     assert!(d.lanes == S::LANES && panel.len() == d.panel() && vector < d.unit_vectors());
     assert!(tape.joined.len() >= end * rows * ld && tape.gates.len() >= end * rows * GATES * d.units());
-    for (first, count) in Evenly::new(d.e + d.h, S::ROWS) {
-        with_rows!(S, count, R => {
+    for (first, count) in Evenly::new(d.e + d.h, ROWS) {
+        with_tile!(S, count, R, N => {
             // SAFETY: columns `first..first + R` are below E+H, the rows those of time steps below `end`: within the
             // lengths asserted above.
             unsafe {
-                let out = panel.as_mut_ptr().add(first * d.gates());
-                let mut sums = [[s.splat(0.0); GATES]; R];
-                if !assign {
-                    for (r, sums) in sums.iter_mut().enumerate() {
-                        *sums = tile::load_row(s, out.add(r * d.gates()));
+                for part in (0..GATES).step_by(N) {
+                    let out = panel.as_mut_ptr().add(first * d.gates() + part * S::LANES);
+                    let mut sums = [[s.splat(0.0); N]; R];
+                    if !assign {
+                        for (r, sums) in sums.iter_mut().enumerate() {
+                            *sums = tile::load_row(s, out.add(r * d.gates()));
+                        }
                     }
-                }
-                for step in begin..end {
-                    let a = tape.joined.as_ptr().add(step * rows * ld + first);
-                    let b = tape.gates.as_ptr().add((step * d.unit_vectors() + vector) * rows * d.gates());
-                    tile::rank(s, &mut sums, a, ld, b, rows);
-                }
-                for (r, sums) in sums.iter().enumerate() {
-                    for (g, &sum) in sums.iter().enumerate() {
-                        s.store(out.add(r * d.gates() + g * S::LANES), sum);
+                    for step in begin..end {
+                        let a = tape.joined.as_ptr().add(step * rows * ld + first);
+                        let b = (step * d.unit_vectors() + vector) * rows * d.gates() + part * S::LANES;
+                        tile::rank(s, &mut sums, a, ld, tape.gates.as_ptr().add(b), rows);
+                    }
+                    for (r, sums) in sums.iter().enumerate() {
+                        for (v, &sum) in sums.iter().enumerate() {
+                            s.store(out.add(r * d.gates() + v * S::LANES), sum);
+                        }
                     }
                 }
             }
@@ -630,17 +648,20 @@ impl Kernel for Project<'_> {
         let width = d.unit_vectors() * d.gates();
         assert!(d.lanes == S::LANES && self.panels.len() == d.panels() && self.out.len() == rows * width);
         for (vector, panel) in self.panels.chunks_exact(d.panel()).enumerate() {
-            for (first, count) in Evenly::new(rows, S::ROWS) {
-                with_rows!(S, count, R => {
+            for (first, count) in Evenly::new(rows, ROWS) {
+                with_tile!(S, count, R, N => {
                     // SAFETY: rows `first..first + R` of x and of `out`, whose lengths were checked above.
                     unsafe {
-                        let bias = tile::load_row(s, panel.as_ptr().add((d.e + d.h) * d.gates()));
-                        let mut sums: [[S::V; GATES]; R] = [bias; R];
-                        tile::cell(s, &mut sums, self.x.as_ptr().add(first * d.e), d.e, panel.as_ptr(), d.e);
-                        for (r, sums) in sums.iter().enumerate() {
-                            let out = self.out.as_mut_ptr().add((first + r) * width + vector * d.gates());
-                            for (g, &sum) in sums.iter().enumerate() {
-                                s.store(out.add(g * S::LANES), sum);
+                        for part in (0..GATES).step_by(N) {
+                            let panel = panel.as_ptr().add(part * S::LANES);
+                            let bias = tile::load_row(s, panel.add((d.e + d.h) * d.gates()));
+                            let mut sums: [[S::V; N]; R] = [bias; R];
+                            tile::cell(s, &mut sums, self.x.as_ptr().add(first * d.e), d.e, panel, d.e);
+                            for (r, sums) in sums.iter().enumerate() {
+                                let out = self.out.as_mut_ptr().add((first + r) * width + vector * d.gates());
+                                for (v, &sum) in sums.iter().enumerate() {
+                                    s.store(out.add((part + v) * S::LANES), sum);
+                                }
                             }
                         }
                     }
@@ -696,7 +717,7 @@ impl Kernel for Infer<'_> {
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
         let d = self.sizes;
-        let block = 4 * S::ROWS;
+        let block = 4 * ROWS;
         let rows = self.ids.len() / self.t.max(1);
         let most = block.min(rows);
         for (buffer, n) in [
@@ -761,8 +782,8 @@ fn walk<S: Simd>(
         // The first h is zero.
         let from_h = if step == 0 { 0 } else { d.h };
         for (vector, panel) in panels.chunks_exact(d.panel()).enumerate() {
-            for (first, count) in Evenly::new(rows, S::ROWS) {
-                with_rows!(S, count, R => {
+            for (first, count) in Evenly::new(rows, ROWS) {
+                with_tile!(S, count, R, N => {
                     // SAFETY: rows `first..first + R` of two time steps in `joined` and of `c`, whose lengths were
                     // checked above.
                     unsafe {
@@ -770,23 +791,30 @@ fn walk<S: Simd>(
                         let a = joined.add(now + first * ld);
                         let h = joined.add(next + first * ld + d.e + vector * S::LANES);
                         let c = state.c.as_mut_ptr().add((vector * rows + first) * S::LANES);
-                        let mut sums = [[s.splat(0.0); GATES]; R];
-                        match source {
-                            Source::Embeddings(_) => {
-                                sums = [tile::load_row(s, panel.as_ptr().add((d.e + d.h) * d.gates())); R];
-                                tile::cell(s, &mut sums, a, ld, panel.as_ptr(), d.e + from_h);
-                            }
-                            Source::Projected(table) => {
-                                for (r, sums) in sums.iter_mut().enumerate() {
-                                    let id = ids[(first + r) * t + step] as usize;
-                                    let start = &table[id * width + vector * d.gates()..][..d.gates()];
-                                    *sums = tile::load_row(s, start.as_ptr());
+                        let mut pre = [[s.splat(0.0); GATES]; R];
+                        for part in (0..GATES).step_by(N) {
+                            let panel = panel.as_ptr().add(part * S::LANES);
+                            let mut sums = [[s.splat(0.0); N]; R];
+                            match source {
+                                Source::Embeddings(_) => {
+                                    sums = [tile::load_row(s, panel.add((d.e + d.h) * d.gates())); R];
+                                    tile::cell(s, &mut sums, a, ld, panel, d.e + from_h);
                                 }
-                                let u = panel.as_ptr().add(d.e * d.gates());
-                                tile::cell(s, &mut sums, a.add(d.e), ld, u, from_h);
+                                Source::Projected(table) => {
+                                    for (r, sums) in sums.iter_mut().enumerate() {
+                                        let id = ids[(first + r) * t + step] as usize;
+                                        let start = &table[id * width + vector * d.gates()..][..d.gates()];
+                                        *sums = tile::load_row(s, start.as_ptr().add(part * S::LANES));
+                                    }
+                                    let u = panel.add(d.e * d.gates());
+                                    tile::cell(s, &mut sums, a.add(d.e), ld, u, from_h);
+                                }
+                            }
+                            for r in 0..R {
+                                pre[r][part..part + N].copy_from_slice(&sums[r]);
                             }
                         }
-                        for (r, &pre) in sums.iter().enumerate() {
+                        for (r, pre) in pre.iter_mut().enumerate() {
                             let i = sigmoids(s, pre[gate::I]);
                             let f = sigmoids(s, pre[gate::F]);
                             let g = tanhs(s, pre[gate::G]);
@@ -794,6 +822,9 @@ fn walk<S: Simd>(
                             let c = c.add(r * S::LANES);
                             let state = s.mul_add(f, s.load(c), s.mul(i, g));
                             s.store(c, state);
+                            (pre[0], pre[1]) = (o, state);
+                        }
+                        for (r, &[o, state, ..]) in pre.iter().enumerate() {
                             s.store(h.add(r * ld), s.mul(o, tanhs(s, state)));
                         }
                     }

@@ -399,10 +399,10 @@ fn transpose(d: Sizes, panel: &[f32], backs: &mut [&mut [f32]]) {
     let (gates, inputs) = (d.gates(), d.inputs());
     for (k, row) in panel.chunks_exact(gates).take(d.e + d.h).enumerate() {
         let column = if k < d.e { k } else { inputs + k - d.e };
-        let width = super::tile::BACK * d.lanes;
-        let back = &mut *backs[column / width];
+        let (piece, offset) = (column / (d.back_width() * d.lanes), column % (d.back_width() * d.lanes));
+        let back = &mut *backs[piece];
         let width = back.len() / gates;
-        for (x, to) in row.iter().zip(back[column % (super::tile::BACK * d.lanes)..].iter_mut().step_by(width)) {
+        for (x, to) in row.iter().zip(back[offset..].iter_mut().step_by(width)) {
             *to = *x;
         }
     }

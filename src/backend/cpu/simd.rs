@@ -100,8 +100,8 @@ pub(super) trait Kernel {
 pub(super) trait Simd: Copy + Send + Sync {
     /// Elements of a vector.
     const LANES: usize;
-    /// Rows of a register tile that is four vectors wide.
-    const ROWS: usize;
+    /// Whether there are registers for tiles of six rows by four vectors; else they are two vectors wide.
+    const WIDE: bool;
     /// A vector.
     type V: Copy;
 
@@ -179,7 +179,7 @@ fn lanes(f: impl Fn(usize) -> f32) -> [f32; 4] {
 
 impl Simd for Portable {
     const LANES: usize = 4;
-    const ROWS: usize = 2;
+    const WIDE: bool = false;
     type V = [f32; 4];
 
     #[inline(always)]
@@ -296,7 +296,7 @@ mod x86 {
 
     impl Simd for Avx2 {
         const LANES: usize = 8;
-        const ROWS: usize = 3;
+        const WIDE: bool = false;
         type V = __m256;
 
         operations! {
@@ -372,7 +372,7 @@ mod x86 {
 
     impl Simd for Avx512 {
         const LANES: usize = 16;
-        const ROWS: usize = 6;
+        const WIDE: bool = true;
         type V = __m512;
 
         operations! {

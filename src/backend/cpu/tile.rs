@@ -3,17 +3,18 @@
 //! element of a result is one sum in the order of that dimension, whatever tile held it.
 //!
 //! Weights are packed in *panels*. A cell panel holds what [`LANES`](Simd::LANES) hidden units need: for each input `k`
-//! the four gates' weights side by side, `[k][gate][lane]`, [`cell`] and [`rank`] work on it. A back panel holds up to
-//! [`BACK`] vectors of outputs for each summed index, `[k][vector][lane]`; [`back`] works on it.
+//! the four gates' weights side by side, `[k][gate][lane]`, [`cell`] and [`rank`] work on it. A back panel holds two or
+//! three vectors of outputs for each summed index, `[k][vector][lane]`; [`back`] works on it.
+//!
+//! With 32 registers a tile is 6 rows by 4 vectors or 8 by 3, with 16 it is 6 by 2 or 4 by 2: two gates at a time. (3 by
+//! 4 needs every one of 16 registers, which the compiler does not manage.)
 
 use super::simd::Simd;
 
 /// Gates of a cell, and vectors of a cell panel's row.
 pub(super) const GATES: usize = 4;
-/// Most vectors of a back panel's row.
-pub(super) const BACK: usize = 3;
-/// Most rows of a tile of [`back`].
-pub(super) const BACK_ROWS: usize = 8;
+/// Most rows of a tile of [`cell`] or [`rank`].
+pub(super) const ROWS: usize = 6;
 
 /// `n` cut into pieces of at most `most`, as even as can be: the first element and the length of each.
 #[derive(Clone, Copy)]
@@ -60,14 +61,15 @@ pub(super) unsafe fn load_row<S: Simd, const N: usize>(s: S, from: *const f32) -
     row
 }
 
-/// Adds `a[R,k] · panel` to the sums, where row `r` of `a` starts at `a + r·lda`.
+/// Adds `a[R,k] · panel` to the sums, where row `r` of `a` starts at `a + r·lda` and rows of the panel are four vectors
+/// apart.
 ///
 /// # Safety
-/// `a + r·lda` for r < R must be valid for reading `k` elements, `panel` for reading `k` rows of four vectors.
+/// `a + r·lda` for r < R must be valid for reading `k` elements, `panel` for reading the first N vectors of `k` rows.
 #[inline(always)]
-pub(super) unsafe fn cell<S: Simd, const R: usize>(
+pub(super) unsafe fn cell<S: Simd, const R: usize, const N: usize>(
     s: S,
-    sums: &mut [[S::V; GATES]; R],
+    sums: &mut [[S::V; N]; R],
     a: *const f32,
     lda: usize,
     panel: *const f32,
@@ -76,11 +78,11 @@ pub(super) unsafe fn cell<S: Simd, const R: usize>(
     for k in 0..k {
         // SAFETY: row k of the panel and element k of each row of a, as the caller promised.
         unsafe {
-            let w: [S::V; GATES] = load_row(s, panel.add(k * GATES * S::LANES));
+            let w: [S::V; N] = load_row(s, panel.add(k * GATES * S::LANES));
             for r in 0..R {
                 let x = s.splat(*a.add(r * lda + k));
-                for g in 0..GATES {
-                    sums[r][g] = s.mul_add(x, w[g], sums[r][g]);
+                for v in 0..N {
+                    sums[r][v] = s.mul_add(x, w[v], sums[r][v]);
                 }
             }
         }
@@ -122,14 +124,14 @@ pub(super) unsafe fn back<S: Simd, const R: usize, const N: usize>(
 }
 
 /// Adds `aᵀ · b` over `n` rows to the sums: row `n` of `a` starts at `a + n·lda` and gives R elements, row `n` of `b`
-/// is four vectors at `b + n·4·LANES`.
+/// starts at `b + n·4·LANES` and gives N vectors.
 ///
 /// # Safety
 /// These must be valid for reading.
 #[inline(always)]
-pub(super) unsafe fn rank<S: Simd, const R: usize>(
+pub(super) unsafe fn rank<S: Simd, const R: usize, const N: usize>(
     s: S,
-    sums: &mut [[S::V; GATES]; R],
+    sums: &mut [[S::V; N]; R],
     a: *const f32,
     lda: usize,
     b: *const f32,
@@ -138,32 +140,44 @@ pub(super) unsafe fn rank<S: Simd, const R: usize>(
     for n in 0..n {
         // SAFETY: row n of a and of b, as the caller promised.
         unsafe {
-            let b = b.add(n * GATES * S::LANES);
+            let b: [S::V; N] = load_row(s, b.add(n * GATES * S::LANES));
             let a = a.add(n * lda);
-            let b: [S::V; GATES] = load_row(s, b);
             for r in 0..R {
                 let x = s.splat(*a.add(r));
-                for g in 0..GATES {
-                    sums[r][g] = s.mul_add(x, b[g], sums[r][g]);
+                for v in 0..N {
+                    sums[r][v] = s.mul_add(x, b[v], sums[r][v]);
                 }
             }
         }
     }
 }
 
-/// Calls a block with `R` set to the number of rows, 1 to 6, of which only the first `ROWS` of the instruction set are
-/// compiled.
+/// Runs a block with `R` set to the number of rows and `N` to the vectors of a tile, which are all gates or half of
+/// them.
+macro_rules! with_tile {
+    ($s:ty, $rows:expr, $r:ident, $n:ident => $call:expr) => {
+        if <$s as $crate::backend::cpu::simd::Simd>::WIDE {
+            const $n: usize = 4;
+            $crate::backend::cpu::tile::with_rows!($rows, $r => $call)
+        } else {
+            const $n: usize = 2;
+            $crate::backend::cpu::tile::with_rows!($rows, $r => $call)
+        }
+    };
+}
+
+/// Runs a block with `R` set to the number of rows, 1 to [`ROWS`].
 macro_rules! with_rows {
-    ($s:ty, $rows:expr, $name:ident => $call:expr) => {
+    ($rows:expr, $name:ident => $call:expr) => {
         match $rows {
             1 => { const $name: usize = 1; $call }
-            2 if <$s as $crate::backend::cpu::simd::Simd>::ROWS >= 2 => { const $name: usize = 2; $call }
-            3 if <$s as $crate::backend::cpu::simd::Simd>::ROWS >= 3 => { const $name: usize = 3; $call }
-            4 if <$s as $crate::backend::cpu::simd::Simd>::ROWS >= 4 => { const $name: usize = 4; $call }
-            5 if <$s as $crate::backend::cpu::simd::Simd>::ROWS >= 5 => { const $name: usize = 5; $call }
-            6 if <$s as $crate::backend::cpu::simd::Simd>::ROWS >= 6 => { const $name: usize = 6; $call }
+            2 => { const $name: usize = 2; $call }
+            3 => { const $name: usize = 3; $call }
+            4 => { const $name: usize = 4; $call }
+            5 => { const $name: usize = 5; $call }
+            6 => { const $name: usize = 6; $call }
             rows => unreachable!("a tile of {rows} rows"),
         }
     };
 }
-pub(super) use with_rows;
+pub(super) use {with_rows, with_tile};

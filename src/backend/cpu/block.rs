@@ -781,6 +781,16 @@ fn walk<S: Simd>(
         }
         // The first h is zero.
         let from_h = if step == 0 { 0 } else { d.h };
+        if let Source::Projected(table) = source
+            && step + 1 < t
+        {
+            for row in 0..rows {
+                let id = ids[row * t + step + 1] as usize;
+                for line in table[id * width..][..width].chunks_exact(16) {
+                    s.prefetch(&line[0]);
+                }
+            }
+        }
         for (vector, panel) in panels.chunks_exact(d.panel()).enumerate() {
             for (first, count) in Evenly::new(rows, ROWS) {
                 with_tile!(S, count, R, N => {

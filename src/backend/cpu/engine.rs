@@ -583,7 +583,7 @@ impl Loaded {
         // Forth and back.
         let weights = Weights { sizes: d, panels: &self.cell.p, backs: &self.backs, dense: &self.dense.p };
         let (embeddings, labels) = (&self.embeddings.p, &self.labels);
-        let mut tasks = vec![Forth::Chain { head: &mut self.head, next: &mut self.next[..tokens] }];
+        let mut tasks = Vec::with_capacity(plan.runs.len() + 1);
         let (mut dx, mut loss, mut hits) =
             (&mut self.dx[..tokens * d.inputs()], &mut self.loss[..rows], &mut self.hits[..rows]);
         for (slot, run) in self.slots.iter_mut().zip(&plan.runs) {
@@ -597,6 +597,7 @@ impl Loaded {
                 hits: super::take(&mut hits, rows),
             });
         }
+        tasks.push(Forth::Chain { head: &mut self.head, next: &mut self.next[..tokens] });
         cpu.pool.each(&mut tasks, |task| match task {
             Forth::Chain { head, next } => {
                 // Backwards, so that chains run in the order of the tokens: block, time step, row.

@@ -22,6 +22,8 @@ pub(super) struct Pool {
     workers: Vec<std::thread::JoinHandle<()>>,
     /// Held while a job runs: jobs come one at a time.
     busy: Mutex<()>,
+    /// The next task of each thread's run.
+    next: Vec<Counter>,
 }
 
 #[derive(Default)]
@@ -47,7 +49,7 @@ impl std::fmt::Debug for Shared {
 
 /// What all threads run. The lifetime is a lie that [`Pool::run`] makes good.
 #[derive(Clone, Copy)]
-struct Job(&'static (dyn Fn() + Sync));
+struct Job(&'static (dyn Fn(usize) + Sync));
 
 impl Shared {
     fn job(&self) -> MutexGuard<'_, Option<Job>> {
@@ -82,7 +84,7 @@ impl Shared {
         }
     }
 
-    fn work(&self) {
+    fn work(&self, thread: usize) {
         let mut seen = 0;
         loop {
             seen = self.next(seen);
@@ -91,7 +93,7 @@ impl Shared {
             }
             let job = *self.job();
             if let Some(Job(job)) = job
-                && catch_unwind(AssertUnwindSafe(job)).is_err()
+                && catch_unwind(AssertUnwindSafe(|| job(thread))).is_err()
             {
                 self.panicked.store(true, Ordering::Relaxed);
             }
@@ -113,12 +115,13 @@ impl Pool {
     /// With `threads − 1` workers.
     pub(super) fn new(threads: usize) -> std::io::Result<Self> {
         let shared = Arc::new(Shared::default());
-        let mut pool = Self { shared: shared.clone(), workers: Vec::new(), busy: Mutex::new(()) };
+        let next = (0..threads).map(|_| Counter::default()).collect();
+        let mut pool = Self { shared: shared.clone(), workers: Vec::new(), busy: Mutex::new(()), next };
         for index in 1..threads {
             let shared = shared.clone();
             let worker = std::thread::Builder::new()
                 .name(format!("recurve-cpu-{index}"))
-                .spawn(move || shared.work())?;
+                .spawn(move || shared.work(index))?;
             pool.workers.push(worker);
         }
         Ok(pool)
@@ -129,17 +132,16 @@ impl Pool {
         self.workers.len() + 1
     }
 
-    /// Runs `f` once on every thread, and returns when all are done.
-    fn run(&self, f: &(dyn Fn() + Sync)) {
-        let _one_at_a_time = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Runs `f` once on every thread, with the thread's number, and returns when all are done.
+    fn run(&self, f: &(dyn Fn(usize) + Sync)) {
         let shared = &*self.shared;
         // SAFETY: the workers use the job only while `pending` counts them, and below this waits for `pending` to be
         // zero before it returns or unwinds: the borrow outlives every use.
-        let job = unsafe { std::mem::transmute::<&(dyn Fn() + Sync), &'static (dyn Fn() + Sync)>(f) };
+        let job = unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(f) };
         *shared.job() = Some(Job(job));
         shared.pending.store(self.workers.len(), Ordering::Release);
         shared.start_generation();
-        let outcome = catch_unwind(AssertUnwindSafe(f));
+        let outcome = catch_unwind(AssertUnwindSafe(|| f(0)));
         let mut turn = 0;
         while shared.pending.load(Ordering::Acquire) > 0 {
             turn += 1;
@@ -158,28 +160,44 @@ impl Pool {
         assert!(!shared.panicked.swap(false, Ordering::Relaxed), "a worker panicked; see its message above");
     }
 
-    /// Runs `f` on every task, in any order and on any thread: the next free thread takes the next task.
+    /// Runs `f` on every task, in any order and on any thread. Each thread has a run of tasks that it begins with, the
+    /// same for the same number of tasks, so that what a task leaves in a cache is found there the next time; who has
+    /// finished its own helps the others.
     pub(super) fn each<T: Send>(&self, tasks: &mut [T], f: impl Fn(&mut T) + Sync) {
         if self.workers.is_empty() || tasks.len() < 2 {
             tasks.iter_mut().for_each(f);
             return;
         }
-        let (first, count) = (Shareable(tasks.as_mut_ptr()), tasks.len());
-        let next = AtomicUsize::new(0);
-        self.run(&|| {
+        let one_at_a_time = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        let (first, count, threads) = (Shareable(tasks.as_mut_ptr()), tasks.len(), self.threads());
+        let start = |thread: usize| count * thread / threads;
+        for (thread, next) in self.next.iter().enumerate() {
+            next.0.store(start(thread), Ordering::Relaxed);
+        }
+        self.run(&|thread| {
             let first = &first;
-            loop {
-                let index = next.fetch_add(1, Ordering::Relaxed);
-                if index >= count {
-                    return;
+            for turn in 0..threads {
+                let owner = (thread + turn) % threads;
+                loop {
+                    let index = self.next[owner].0.fetch_add(1, Ordering::Relaxed);
+                    if index >= start(owner + 1) {
+                        break;
+                    }
+                    // SAFETY: `index` lies in its owner's run of the slice, the runs do not overlap, and the owner's
+                    // counter gives each index out once; the slice is borrowed until `run` returns, when every
+                    // thread is done.
+                    f(unsafe { &mut *first.0.add(index) });
                 }
-                // SAFETY: `index` is below the slice's length, and the counter gives each one out once; the slice is
-                // borrowed until `run` returns, when every thread is done.
-                f(unsafe { &mut *first.0.add(index) });
             }
         });
+        drop(one_at_a_time);
     }
 }
+
+/// A counter in a cache line (and its neighbour, which processors fetch along) of its own.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Counter(AtomicUsize);
 
 /// A pointer to tasks of which each is given to one thread.
 struct Shareable<T>(*mut T);

@@ -144,6 +144,12 @@ pub(super) trait Simd: Copy + Send + Sync {
     /// Whether all bits but the signs of `a`, and all bits of `b` and `c`, are zero.
     fn are_zero(self, a: Self::V, b: Self::V, c: Self::V) -> bool;
 
+    /// Asks for the cache line of an element that will be read soon.
+    #[inline(always)]
+    fn prefetch(self, element: &f32) {
+        let _ = element;
+    }
+
     /// Reads the front of a slice.
     ///
     /// # Panics
@@ -327,6 +333,11 @@ mod x86 {
             unsafe { _mm256_storeu_ps(to, v) }
         }
         #[inline(always)]
+        fn prefetch(self, element: &f32) {
+            // SAFETY: any address may be prefetched.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(element).cast()) }
+        }
+        #[inline(always)]
         fn or_sign(self, x: Self::V, sign: Self::V) -> Self::V {
             // SAFETY: `self` is the proof that the processor has the instructions.
             unsafe { _mm256_or_ps(x, _mm256_and_ps(sign, _mm256_set1_ps(-0.0))) }
@@ -401,6 +412,11 @@ mod x86 {
         unsafe fn store(self, to: *mut f32, v: Self::V) {
             // SAFETY: the caller's promise, and `self`.
             unsafe { _mm512_storeu_ps(to, v) }
+        }
+        #[inline(always)]
+        fn prefetch(self, element: &f32) {
+            // SAFETY: any address may be prefetched.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(element).cast()) }
         }
         #[inline(always)]
         fn or_sign(self, x: Self::V, sign: Self::V) -> Self::V {

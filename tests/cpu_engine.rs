@@ -125,7 +125,10 @@ fn training_steps_agree_with_the_oracle_in_f64_at_odd_shapes() {
                         assert!(worst <= TOLERANCE * scale, "{what}: {name}{} off by {worst}", spec.name);
                     }
                 }
-                assert!((metrics.loss_sum - expected.0.loss_sum).abs() < 1e-5, "{what}: {metrics:?} {expected:?}");
+                assert!(
+                    (metrics.loss_sum - expected.0.loss_sum).abs() < 1e-5,
+                    "{what}: {metrics:?} {expected:?}"
+                );
                 assert_eq!((metrics.batches, metrics.examples, state.t), (3, rows as u64, 3), "{what}");
                 assert!(metrics.correct.abs_diff(expected.0.correct) <= 1 + rows as u64 / 100, "{what}");
                 let evaluated = engine.evaluate(Part::Test, 7).unwrap();

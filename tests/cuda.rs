@@ -92,7 +92,10 @@ fn training_steps_agree_with_the_oracle_on_every_path() {
             engine.train(&steps).unwrap();
             let (metrics, state) = (engine.poll(true).unwrap(), engine.read_state().unwrap());
             let worst = apart(&state.params, &expected.1.params);
-            println!("E {embed}, H {hidden} ({path}): parameters within {worst:.1e} on {}", engine.cuda().name());
+            println!(
+                "E {embed}, H {hidden} ({path}): parameters within {worst:.1e} on {}",
+                engine.cuda().name()
+            );
             assert!(worst <= TOLERANCE, "H {hidden}: {worst}");
             assert!((metrics.loss_sum - expected.0.loss_sum).abs() < 1e-5, "{metrics:?} {:?}", expected.0);
             assert_eq!(
@@ -108,12 +111,8 @@ fn training_steps_agree_with_the_oracle_on_every_path() {
 /// A hundred and fifty steps on the embedded reviews, step by step beside the oracle.
 #[test]
 fn losses_of_150_steps_on_the_embedded_reviews_track_the_oracle() {
-    let options = DataOptions {
-        source: Source::Sample,
-        num_words: 500,
-        maxlen: Some(12),
-        ..DataOptions::default()
-    };
+    let options =
+        DataOptions { source: Source::Sample, num_words: 500, maxlen: Some(12), ..DataOptions::default() };
     let dataset = data::load(&options, None).unwrap();
     let rows: Vec<u32> = (0..1200).collect();
     let model = model(500, 8, 16, 2);
@@ -136,7 +135,10 @@ fn losses_of_150_steps_on_the_embedded_reviews_track_the_oracle() {
     let expected = loss_of_each_step(Device::Reference.engine(1).unwrap().as_mut());
     assert_eq!(expected.len(), 150);
     let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
-    assert!(mean(&expected[100..]) < mean(&expected[..50]) - 0.005, "the oracle does not learn: {expected:?}");
+    assert!(
+        mean(&expected[100..]) < mean(&expected[..50]) - 0.005,
+        "the oracle does not learn: {expected:?}"
+    );
     let mut engine = engines().into_iter().next();
     let Some(engine) = &mut engine else { return };
     let found = loss_of_each_step(engine);
@@ -241,7 +243,10 @@ fn evaluation_and_prediction_agree_with_the_cpu() {
             }
             let found = engine.predict(&examples.x, rows).unwrap();
             let worst = apart(&found, &cpu.predict(&examples.x, rows).unwrap());
-            println!("H {hidden}: {rows} predictions within {worst:.1e} of the CPU's on {}", engine.cuda().name());
+            println!(
+                "H {hidden}: {rows} predictions within {worst:.1e} of the CPU's on {}",
+                engine.cuda().name()
+            );
             assert!(worst < 1e-6, "{worst}");
             assert!(engine.predict(&[], 0).unwrap().is_empty());
         }
@@ -296,7 +301,18 @@ fn ulps(found: f32, truth: f64) -> f64 {
 #[test]
 fn activations_are_within_5_ulp() {
     let mut xs = vec![0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, f32::MAX, f32::MIN, 1.0, -1.0];
-    xs.extend([f32::MIN_POSITIVE, 1e-45, -1e-45, 88.722_84, 88.7228, -87.336_55, -103.972_08, -104.0, 10.0, -10.0]);
+    xs.extend([
+        f32::MIN_POSITIVE,
+        1e-45,
+        -1e-45,
+        88.722_84,
+        88.7228,
+        -87.336_55,
+        -103.972_08,
+        -104.0,
+        10.0,
+        -10.0,
+    ]);
     xs.extend((0..=u32::MAX).step_by(2053).map(f32::from_bits));
     for cuda in device::images() {
         let x = cuda.upload(&xs.iter().map(|&x| f64::from(x)).collect::<Vec<_>>()).unwrap();

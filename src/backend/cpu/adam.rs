@@ -121,9 +121,8 @@ pub(super) fn update<S: Simd>(
     let (params, params_tail) = params.split_at_mut(whole);
     let (m, m_tail) = m.split_at_mut(whole);
     let (v, v_tail) = v.split_at_mut(whole);
-    let arrays = params
-        .chunks_exact_mut(S::LANES)
-        .zip(m.chunks_exact_mut(S::LANES).zip(v.chunks_exact_mut(S::LANES)));
+    let arrays =
+        params.chunks_exact_mut(S::LANES).zip(m.chunks_exact_mut(S::LANES).zip(v.chunks_exact_mut(S::LANES)));
     for (index, (p, (m, v))) in arrays.enumerate() {
         vector(s, k, g(index * S::LANES), p, m, v);
     }
@@ -144,7 +143,14 @@ pub(super) fn update<S: Simd>(
 
 /// The equation.
 #[inline(always)]
-fn vector<S: Simd>(s: S, k: Constants, g: S::V, params: &mut [f32], moment1: &mut [f32], moment2: &mut [f32]) {
+fn vector<S: Simd>(
+    s: S,
+    k: Constants,
+    g: S::V,
+    params: &mut [f32],
+    moment1: &mut [f32],
+    moment2: &mut [f32],
+) {
     let (m, v) = (s.get(moment1), s.get(moment2));
     if k.skip && s.are_zero(g, m, v) {
         return;

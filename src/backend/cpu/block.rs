@@ -264,7 +264,7 @@ fn forward<S: Simd>(s: S, d: Sizes, panels: &[f32], tape: &mut Tape, rows: usize
                             let panel = panel.as_ptr().add(part * S::LANES);
                             let bias = tile::load_row(s, panel.add((d.e + d.h) * d.gates()));
                             let mut sums: [[S::V; N]; R] = [bias; R];
-                            tile::cell(s, &mut sums, a, ld, panel, k);
+                            tile::cell(s, &mut sums, a, ld, panel, GATES * S::LANES, k);
                             for r in 0..R {
                                 pre[r][part..part + N].copy_from_slice(&sums[r]);
                             }
@@ -656,7 +656,8 @@ impl Kernel for Project<'_> {
                             let panel = panel.as_ptr().add(part * S::LANES);
                             let bias = tile::load_row(s, panel.add((d.e + d.h) * d.gates()));
                             let mut sums: [[S::V; N]; R] = [bias; R];
-                            tile::cell(s, &mut sums, self.x.as_ptr().add(first * d.e), d.e, panel, d.e);
+                            let x = self.x.as_ptr().add(first * d.e);
+                            tile::cell(s, &mut sums, x, d.e, panel, GATES * S::LANES, d.e);
                             for (r, sums) in sums.iter().enumerate() {
                                 let out = self.out.as_mut_ptr().add((first + r) * width + vector * d.gates());
                                 for (v, &sum) in sums.iter().enumerate() {
@@ -808,7 +809,8 @@ fn walk<S: Simd>(
                             match source {
                                 Source::Embeddings(_) => {
                                     sums = [tile::load_row(s, panel.add((d.e + d.h) * d.gates())); R];
-                                    tile::cell(s, &mut sums, a, ld, panel, d.e + from_h);
+                                    let k = d.e + from_h;
+                                    tile::cell(s, &mut sums, a, ld, panel, GATES * S::LANES, k);
                                 }
                                 Source::Projected(table) => {
                                     for (r, sums) in sums.iter_mut().enumerate() {
@@ -817,7 +819,7 @@ fn walk<S: Simd>(
                                         *sums = tile::load_row(s, start.as_ptr().add(part * S::LANES));
                                     }
                                     let u = panel.add(d.e * d.gates());
-                                    tile::cell(s, &mut sums, a.add(d.e), ld, u, from_h);
+                                    tile::cell(s, &mut sums, a.add(d.e), ld, u, GATES * S::LANES, from_h);
                                 }
                             }
                             for r in 0..R {

@@ -261,8 +261,17 @@ fn cut(n: usize, pieces: usize) -> Vec<(usize, usize)> {
 
 /// A task of the first phase.
 enum Forth<'a> {
-    Chain { head: &'a mut [u32], next: &'a mut [u32] },
-    Run { slot: &'a mut Slot, blocks: &'a [(usize, usize)], dx: &'a mut [f32], loss: &'a mut [f32], hits: &'a mut [f32] },
+    Chain {
+        head: &'a mut [u32],
+        next: &'a mut [u32],
+    },
+    Run {
+        slot: &'a mut Slot,
+        blocks: &'a [(usize, usize)],
+        dx: &'a mut [f32],
+        loss: &'a mut [f32],
+        hits: &'a mut [f32],
+    },
 }
 
 /// Parameters, first and second moments of a task.
@@ -337,7 +346,8 @@ impl Kernel for Apply<'_, '_> {
                 let mut row = 0;
                 while row < head.len() {
                     // Rows without a token, all at once.
-                    let idle = head[row..].iter().position(|&token| token != NONE).unwrap_or(head.len() - row);
+                    let idle =
+                        head[row..].iter().position(|&token| token != NONE).unwrap_or(head.len() - row);
                     let at = row * e..(row + idle) * e;
                     adam::update(
                         s,
@@ -486,9 +496,7 @@ impl Loaded {
             }
             dense[d.classes * d.units()..].copy_from_slice(views.dense_b);
         }
-        for (panel, mut backs) in
-            self.cell.p.chunks_exact(d.panel()).zip(split_backs(d, &mut self.backs))
-        {
+        for (panel, mut backs) in self.cell.p.chunks_exact(d.panel()).zip(split_backs(d, &mut self.backs)) {
             transpose(d, panel, &mut backs);
         }
         self.t = state.t;
@@ -695,8 +703,7 @@ impl Loaded {
         if step.clips() {
             let mut sums: Vec<_> = tasks.iter().map(|task| (task, 0.0)).collect();
             cpu.pool.each(&mut sums, |(task, total)| {
-                *total =
-                    isa.run(SquareSum { gradients: &gradients, task, sum: &mut vec![0.0; d.inputs()] });
+                *total = isa.run(SquareSum { gradients: &gradients, task, sum: &mut vec![0.0; d.inputs()] });
             });
             let norm = sums.iter().map(|(_, total)| total).sum::<f64>().sqrt();
             let scale = adam::clip(norm, f64::from(step.clip_norm));

@@ -1,8 +1,10 @@
 //! The threaded CPU back end, in f32.
 //!
-//! Safe Rust that the compiler turns into vector code: inner loops over arrays of fixed size, no branches in them,
-//! no calls. Work is cut into tasks whose number and size depend on shapes alone, and what tasks sum is added up in
-//! their order: the results have the same bits on any number of threads.
+//! [`CpuEngine`] trains, evaluates and predicts with everything fused and weights packed (see [`block`]); [`Cpu`] has the
+//! operations one by one. Both are made of the same register tiles ([`tile`]) and activations on vectors ([`simd`]),
+//! compiled for AVX-512, for AVX2 with FMA and for the baseline of the processor family, and chosen when the program runs.
+//! Work is cut into tasks whose number and size depend on shapes alone, and what tasks sum is added up in their order:
+//! on one instruction set the results have the same bits on any number of threads.
 
 mod activation;
 mod adam;
@@ -37,12 +39,6 @@ const INLINE_WORK: usize = 1 << 17;
 /// moment, gradients on their way back in time). They cannot change a parameter any more, but left alone they become
 /// subnormal, and arithmetic on subnormals is some hundred times slower.
 const NEGLIGIBLE: f32 = f32::from_bits((127 - 100) << 23);
-
-/// `x`, or zero if it is [`NEGLIGIBLE`]. A NaN stays.
-#[inline(always)]
-fn without_negligible(x: f32) -> f32 {
-    if x.abs() < NEGLIGIBLE { 0.0 } else { x }
-}
 
 /// The CPU back end: a pool of threads and an instruction set.
 #[derive(Debug)]

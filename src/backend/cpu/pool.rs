@@ -137,7 +137,8 @@ impl Pool {
         let shared = &*self.shared;
         // SAFETY: the workers use the job only while `pending` counts them, and below this waits for `pending` to be
         // zero before it returns or unwinds: the borrow outlives every use.
-        let job = unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(f) };
+        let job =
+            unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(f) };
         *shared.job() = Some(Job(job));
         shared.pending.store(self.workers.len(), Ordering::Release);
         shared.start_generation();

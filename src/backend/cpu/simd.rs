@@ -161,6 +161,29 @@ pub(super) trait Simd: Copy + Send + Sync {
         unsafe { self.load(from.as_ptr()) }
     }
 
+    /// Reads a slice of up to a vector's length; the lanes beyond it are zero.
+    #[inline(always)]
+    fn get_part(self, from: &[f32]) -> Self::V {
+        if from.len() == Self::LANES {
+            return self.get(from);
+        }
+        let mut whole = [0.0; 16];
+        whole[..from.len()].copy_from_slice(from);
+        self.get(&whole)
+    }
+
+    /// Writes the lanes that a slice of up to a vector's length has room for.
+    #[inline(always)]
+    fn put_part(self, to: &mut [f32], v: Self::V) {
+        if to.len() == Self::LANES {
+            return self.put(to, v);
+        }
+        let mut whole = [0.0; 16];
+        self.put(&mut whole, v);
+        let n = to.len();
+        to.copy_from_slice(&whole[..n]);
+    }
+
     /// Writes the front of a slice.
     ///
     /// # Panics

@@ -61,8 +61,8 @@ pub(super) unsafe fn load_row<S: Simd, const N: usize>(s: S, from: *const f32) -
     row
 }
 
-/// Adds `a[R,k] · panel` to the sums, where row `r` of `a` starts at `a + r·lda` and rows of the panel are four vectors
-/// apart.
+/// Adds `a[R,k] · panel` to the sums, where row `r` of `a` starts at `a + r·lda` and rows of the panel are `width`
+/// elements apart.
 ///
 /// # Safety
 /// `a + r·lda` for r < R must be valid for reading `k` elements, `panel` for reading the first N vectors of `k` rows.
@@ -73,12 +73,13 @@ pub(super) unsafe fn cell<S: Simd, const R: usize, const N: usize>(
     a: *const f32,
     lda: usize,
     panel: *const f32,
+    width: usize,
     k: usize,
 ) {
     for k in 0..k {
         // SAFETY: row k of the panel and element k of each row of a, as the caller promised.
         unsafe {
-            let w: [S::V; N] = load_row(s, panel.add(k * GATES * S::LANES));
+            let w: [S::V; N] = load_row(s, panel.add(k * width));
             for r in 0..R {
                 let x = s.splat(*a.add(r * lda + k));
                 for v in 0..N {
@@ -170,12 +171,30 @@ macro_rules! with_tile {
 macro_rules! with_rows {
     ($rows:expr, $name:ident => $call:expr) => {
         match $rows {
-            1 => { const $name: usize = 1; $call }
-            2 => { const $name: usize = 2; $call }
-            3 => { const $name: usize = 3; $call }
-            4 => { const $name: usize = 4; $call }
-            5 => { const $name: usize = 5; $call }
-            6 => { const $name: usize = 6; $call }
+            1 => {
+                const $name: usize = 1;
+                $call
+            }
+            2 => {
+                const $name: usize = 2;
+                $call
+            }
+            3 => {
+                const $name: usize = 3;
+                $call
+            }
+            4 => {
+                const $name: usize = 4;
+                $call
+            }
+            5 => {
+                const $name: usize = 5;
+                $call
+            }
+            6 => {
+                const $name: usize = 6;
+                $call
+            }
             rows => unreachable!("a tile of {rows} rows"),
         }
     };

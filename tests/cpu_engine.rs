@@ -96,6 +96,8 @@ const SHAPES: [(usize, usize, usize, usize, usize, usize); 14] = [
 fn training_steps_agree_with_the_oracle_in_f64_at_odd_shapes() {
     // Three steps of at most 0.002 each; where Adam divides two tiny moments, roundings of their quotient stay.
     const TOLERANCE: f32 = 2e-5;
+    // A gradient is a sum of up to T·B products, each of them of some roundings, of which a few hundred add up.
+    const MOMENT: f32 = 2e-5;
     for (b, t, v, e, h, c) in SHAPES {
         let rows = 2 * b + b.div_ceil(2);
         let (model, examples) = (model(v, e, h, c), examples(rows, t, v as u32, c as u32));
@@ -116,13 +118,15 @@ fn training_steps_agree_with_the_oracle_in_f64_at_odd_shapes() {
                 let (metrics, state) = (engine.poll(true).unwrap(), engine.read_state().unwrap());
                 let what = format!("B {b}, T {t}, E {e}, H {h}, C {c} on {}", engine.info().executed);
                 for spec in model.table.specs() {
-                    for (name, found, expected, scale) in [
-                        ("", &state.params, &expected.1.params, 1.0),
-                        ("m of ", &state.m, &expected.1.m, 1.0),
-                        ("v of ", &state.v, &expected.1.v, 1.0),
+                    // Moments are compared by their largest: three steps leave them tiny.
+                    let largest = |xs: &[f32]| xs.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+                    for (name, found, expected, tolerance) in [
+                        ("", &state.params, &expected.1.params, TOLERANCE),
+                        ("m of ", &state.m, &expected.1.m, MOMENT * largest(&expected.1.m[spec.range()])),
+                        ("v of ", &state.v, &expected.1.v, MOMENT * largest(&expected.1.v[spec.range()])),
                     ] {
                         let worst = apart(&found[spec.range()], &expected[spec.range()]);
-                        assert!(worst <= TOLERANCE * scale, "{what}: {name}{} off by {worst}", spec.name);
+                        assert!(worst <= tolerance, "{what}: {name}{} off by {worst}", spec.name);
                     }
                 }
                 assert!(

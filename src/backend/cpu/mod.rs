@@ -16,11 +16,13 @@ mod engine;
 mod lstm_cell;
 mod lstm_sequence;
 mod matmul;
+mod peak;
 mod pool;
 pub(crate) mod simd;
 mod tile;
 
 pub use engine::CpuEngine;
+pub use peak::fma_peak;
 pub use simd::Isa;
 
 use pool::Pool;

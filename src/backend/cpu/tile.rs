@@ -9,6 +9,8 @@
 //! With 32 registers a tile is 6 rows by 4 vectors or 8 by 3, with 16 it is 6 by 2 or 4 by 2: two gates at a time. (3 by
 //! 4 needs every one of 16 registers, which the compiler does not manage.)
 
+#![allow(clippy::needless_range_loop)] // tiles are indexed as the equations are
+
 use super::simd::Simd;
 
 /// Gates of a cell, and vectors of a cell panel's row.

@@ -13,11 +13,11 @@
 #![allow(clippy::unwrap_used)] // in a test's helpers, where a panic is the report
 #![allow(clippy::neg_cmp_op_on_partial_ord)] // `!(diff <= tolerance)`, so that a NaN fails
 
-use recurve::backend::cpu::Cpu;
+use recurve::backend::cpu::{Cpu, CpuEngine, Isa};
 use recurve::backend::reference::Reference;
 use recurve::backend::{
     Adam, AdamConfig, CrossEntropyBackward, CrossEntropyDims, CrossEntropyForward, DenseBackward, DenseDims,
-    DenseForward, Device, EmbeddingBackward, EmbeddingDims, EmbeddingForward, Engine, Ops, Parts, Real,
+    DenseForward, EmbeddingBackward, EmbeddingDims, EmbeddingForward, Engine, Ops, Parts, Real,
     SequenceBackward, SequenceDims, SequenceForward, StepState, TrainState,
 };
 use recurve::data::Examples;
@@ -539,8 +539,10 @@ fn small_model_on_cuda() {
 }
 
 #[test]
-fn small_model_through_the_engine_of_the_cpu() {
-    small_by_engine(Device::Cpu.engine(2).unwrap().as_mut(), F32);
+fn small_model_on_the_cpus_engine() {
+    for isa in Isa::available() {
+        small_by_engine(&mut CpuEngine::new(Cpu::with_isa(2, isa).unwrap()), F32);
+    }
 }
 
 // ---------------------------------------------------------------- the reference shape
@@ -595,7 +597,8 @@ struct ReferenceShape {
     arrays: Arrays,
 }
 
-fn reference_shape<O: HostOps<f32>>(ops: &O) {
+/// Compares what `train` makes of weights, ids and labels: each batch's loss, and the parameters afterwards.
+fn reference_shape(name: String, train: impl FnOnce(&Model, &[f32], &[u32], &[u32]) -> (Vec<f64>, Vec<f32>)) {
     let fixture: ReferenceShape = serde_json::from_str(include_str!("golden/reference_shape.json")).unwrap();
     println!("reference shape, Keras' side: {:?}", fixture.versions);
     let model = Model::new(ModelConfig::default()).unwrap();
@@ -608,19 +611,12 @@ fn reference_shape<O: HostOps<f32>>(ops: &O) {
 
     // 2e-6 is a thousandth of what three steps move a weight by (up to 3e-3), and some twenty roundings of weights
     // near 1 (1.2e-7).
-    let mut golden = Golden::new(ops.name(), Tolerance::Absolute(2e-6), &fixture.arrays);
-    let mut state = State::new(weights.clone());
-    let mut ws = Workspace::new();
-    let mut losses = Vec::new();
-    let batches = ids.chunks(BATCH * STEPS).zip(labels.chunks(BATCH));
-    for (t, batch) in (1..).zip(batches) {
-        let adam = (&AdamConfig::default(), 1e-3, t);
-        losses.push(step(ops, &model, STEPS, batch, adam, &mut state, &mut ws).loss());
-    }
+    let mut golden = Golden::new(name, Tolerance::Absolute(2e-6), &fixture.arrays);
+    let (losses, params) = train(&model, &weights, &ids, &labels);
     golden.compare("loss", &losses);
 
     let embed = model.config.embed;
-    let views = model.table.views(&state.params);
+    let views = model.table.views(&params);
     let mut touched = Vec::new();
     for row in 0..model.config.vocab {
         let range = row * embed..(row + 1) * embed;
@@ -634,50 +630,63 @@ fn reference_shape<O: HostOps<f32>>(ops: &O) {
     }
     golden.compare("touched_rows", &touched);
     for spec in &model.table.specs()[1..] {
-        golden.compare(spec.name, &state.params[spec.range()]);
+        golden.compare(spec.name, &params[spec.range()]);
     }
     golden.finish();
 }
 
-/// The reference shape through an engine, however it composes or fuses a step.
-fn reference_shape_by_engine(engine: &mut dyn Engine) {
-    let fixture: ReferenceShape = serde_json::from_str(include_str!("golden/reference_shape.json")).unwrap();
-    let model = Model::new(ModelConfig::default()).unwrap();
-    let (weights, ids, labels) = reference_inputs(&model);
-    let info = engine.info();
-    // As above.
-    let executed = format!("{} {}", info.name, info.executed);
-    let mut golden = Golden::new(executed, Tolerance::Absolute(2e-6), &fixture.arrays);
-    let examples = Examples { x: ids, y: labels, t: STEPS };
-    let parts = Parts { train: Some(&examples), ..Parts::default() };
-    engine.load(&model, &TrainState::new(weights.clone()), AdamConfig::default(), parts).unwrap();
-    let order: Vec<u32> = (0..96).collect();
-    engine.set_order(&order, Metrics::default()).unwrap();
-    let (mut losses, mut before) = (Vec::new(), 0.0);
-    for number in 1..=3u32 {
-        engine.train(&[StepState::new(u64::from(number), 1e-3, 32 * (number - 1), 32)]).unwrap();
-        let sum = engine.poll(true).unwrap().loss_sum;
-        losses.push(sum - before);
-        before = sum;
-    }
-    golden.compare("loss", &losses);
-    let params = engine.read_state().unwrap().params;
-    let embed = model.config.embed;
-    let mut touched = Vec::new();
-    for row in 0..model.config.vocab {
-        let range = row * embed..(row + 1) * embed;
-        if fixture.touched.contains(&row) {
-            touched.extend_from_slice(&params[range]);
-        } else {
-            let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-            assert_eq!(bits(&params[range.clone()]), bits(&weights[range]), "untouched row {row}");
+/// With operations one by one.
+fn reference_shape_on<O: HostOps<f32>>(ops: &O) {
+    reference_shape(ops.name(), |model, weights, ids, labels| {
+        let mut state = State::new(weights.to_vec());
+        let mut ws = Workspace::new();
+        let mut losses = Vec::new();
+        for (t, batch) in (1..).zip(ids.chunks(BATCH * STEPS).zip(labels.chunks(BATCH))) {
+            let adam = (&AdamConfig::default(), 1e-3, t);
+            losses.push(step(ops, model, STEPS, batch, adam, &mut state, &mut ws).loss());
         }
+        (losses, state.params)
+    });
+}
+
+#[test]
+fn three_batches_of_the_reference_shape_on_the_reference_in_f32() {
+    reference_shape_on(&Reference::<f32>::new());
+}
+
+#[test]
+fn three_batches_of_the_reference_shape_on_the_cpu() {
+    reference_shape_on(&Cpu::new(2).unwrap());
+}
+
+/// With an engine, however it composes or fuses a step.
+fn reference_shape_by_engine(engine: &mut dyn Engine) {
+    let info = engine.info();
+    reference_shape(format!("{} {}", info.name, info.executed), |model, weights, ids, labels| {
+        let examples = Examples { x: ids.to_vec(), y: labels.to_vec(), t: STEPS };
+        let parts = Parts { train: Some(&examples), ..Parts::default() };
+        let state = TrainState::new(weights.to_vec());
+        engine.load(model, &state, AdamConfig::default(), parts).unwrap();
+        let order: Vec<u32> = (0..u32::try_from(labels.len()).unwrap()).collect();
+        engine.set_order(&order, Metrics::default()).unwrap();
+        let mut losses = Vec::new();
+        let mut before = 0.0;
+        for (t, start) in (1..).zip(order.iter().step_by(BATCH)) {
+            let rows = u32::try_from(BATCH).unwrap();
+            engine.train(&[StepState::new(t, 1e-3, *start, rows)]).unwrap();
+            let sum = engine.poll(true).unwrap().loss_sum;
+            losses.push(sum - before);
+            before = sum;
+        }
+        (losses, engine.read_state().unwrap().params)
+    });
+}
+
+#[test]
+fn three_batches_of_the_reference_shape_on_the_cpus_engine() {
+    for isa in Isa::available() {
+        reference_shape_by_engine(&mut CpuEngine::new(Cpu::with_isa(2, isa).unwrap()));
     }
-    golden.compare("touched_rows", &touched);
-    for spec in &model.table.specs()[1..] {
-        golden.compare(spec.name, &params[spec.range()]);
-    }
-    golden.finish();
 }
 
 #[cfg(feature = "cuda")]
@@ -686,19 +695,4 @@ fn three_batches_of_the_reference_shape_on_cuda() {
     for mut engine in device::engines() {
         reference_shape_by_engine(&mut engine);
     }
-}
-
-#[test]
-fn three_batches_of_the_reference_shape_through_the_engine_of_the_cpu() {
-    reference_shape_by_engine(Device::Cpu.engine(2).unwrap().as_mut());
-}
-
-#[test]
-fn three_batches_of_the_reference_shape_on_the_reference_in_f32() {
-    reference_shape(&Reference::<f32>::new());
-}
-
-#[test]
-fn three_batches_of_the_reference_shape_on_the_cpu() {
-    reference_shape(&Cpu::new(2).unwrap());
 }

@@ -28,7 +28,7 @@ mod matmul;
 
 use harness::{Operation, same_bits, verify};
 use recurve::backend::Ops;
-use recurve::backend::cpu::Cpu;
+use recurve::backend::cpu::{Cpu, Isa};
 use recurve::backend::reference::Reference;
 
 /// Threads that the CPU back end is tested with: none to wake, an even cut, an odd one, more than there are tasks.
@@ -53,16 +53,20 @@ macro_rules! parity {
         mod $module {
             #[test]
             fn cpu() {
-                for threads in super::super::THREADS {
-                    let cpu = super::super::Cpu::new(threads).unwrap();
-                    $( super::super::check::<crate::$module::$operation, _>(&cpu); )*
+                for isa in super::super::Isa::available() {
+                    for threads in super::super::THREADS {
+                        let cpu = super::super::Cpu::with_isa(threads, isa).unwrap();
+                        $( super::super::check::<crate::$module::$operation, _>(&cpu); )*
+                    }
                 }
             }
 
             #[test]
             fn cpu_bits_do_not_depend_on_threads() {
-                let cpus = super::super::THREADS.map(|n| super::super::Cpu::new(n).unwrap());
-                $( super::super::same_bits::<crate::$module::$operation, _>(&cpus.each_ref()); )*
+                for isa in super::super::Isa::available() {
+                    let cpus = super::super::THREADS.map(|n| super::super::Cpu::with_isa(n, isa).unwrap());
+                    $( super::super::same_bits::<crate::$module::$operation, _>(&cpus.each_ref()); )*
+                }
             }
 
             #[cfg(feature = "cuda")]

@@ -270,12 +270,9 @@ impl Device {
 
 /// The engine of the CPU. `instead` says why it was chosen where a GPU would have been, if that needs saying.
 fn host_engine(threads: usize, instead: Option<String>) -> Result<Box<dyn Engine>> {
-    let cpu = cpu::Cpu::new(threads)?;
-    let executed = match instead {
-        Some(reason) => format!("{} (auto: {reason})", cpu::Cpu::executed()),
-        None => cpu::Cpu::executed(),
-    };
-    let info =
-        DeviceInfo { device: "cpu".into(), name: cpu::processor_name(), executed, threads: cpu.threads() };
-    Ok(Box::new(host::HostEngine::new(cpu, info)))
+    let mut engine = cpu::CpuEngine::new(cpu::Cpu::new(threads)?);
+    if let Some(reason) = instead {
+        engine.say(&format!(" (auto: {reason})"));
+    }
+    Ok(Box::new(engine))
 }

@@ -1,19 +1,18 @@
 //! Adam over an arena in one pass, with decoupled weight decay and clipping by the global norm.
 
-use super::{Cpu, without_negligible};
+use super::simd::{Kernel, Simd};
+use super::{Cpu, NEGLIGIBLE};
 use crate::backend::{Adam, AdamConfig, StepState};
 use crate::error::Result;
 
 /// Elements of one parallel task, and of one part of the norm.
 const CHUNK: usize = 8192;
-/// Elements handled together: skipped together where nothing can change.
-const LANES: usize = 16;
 /// Work of one element in multiply-adds: a root and a quotient.
 const WORK: usize = 8;
 
 /// The step's numbers, rounded to f32 once.
 #[derive(Clone, Copy)]
-struct Constants {
+pub(super) struct Constants {
     one_minus_beta1: f32,
     one_minus_beta2: f32,
     alpha: f32,
@@ -30,19 +29,7 @@ struct Constants {
 pub(super) fn adam(cpu: &Cpu, config: &AdamConfig, step: &StepState, a: Adam<'_, [f32]>) -> Result<()> {
     a.check(step)?;
     let scale = if step.clip_norm <= 0.0 { 1.0 } else { clip(norm(cpu, a.grads), f64::from(step.clip_norm)) };
-    let alpha = config.alpha(f64::from(step.lr), step.t) as f32;
-    let eps = config.eps as f32;
-    let decay = (f64::from(step.lr) * f64::from(step.weight_decay)) as f32;
-    let constants = Constants {
-        one_minus_beta1: (1.0 - config.beta1) as f32,
-        one_minus_beta2: (1.0 - config.beta2) as f32,
-        alpha,
-        eps,
-        scale,
-        decay,
-        // p − alpha·0/(0+eps) is p for these, and only for these.
-        skip: decay == 0.0 && alpha.is_finite() && alpha >= 0.0 && eps > 0.0 && scale.is_finite(),
-    };
+    let constants = Constants::new(config, step, scale);
     let n = a.params.len();
     let tasks: Vec<_> = a
         .grads
@@ -50,13 +37,35 @@ pub(super) fn adam(cpu: &Cpu, config: &AdamConfig, step: &StepState, a: Adam<'_,
         .zip(a.params.chunks_mut(CHUNK))
         .zip(a.m.chunks_mut(CHUNK).zip(a.v.chunks_mut(CHUNK)))
         .collect();
-    cpu.each(n * WORK, tasks, |((grads, params), (m, v))| update(constants, grads, params, m, v));
+    let isa = cpu.isa();
+    cpu.each(n * WORK, tasks, |((grads, params), (m, v))| {
+        isa.run(Update { k: constants, grads, params, m, v });
+    });
     Ok(())
+}
+
+impl Constants {
+    /// Those of `step`, with gradients multiplied by `scale`.
+    pub(super) fn new(config: &AdamConfig, step: &StepState, scale: f32) -> Self {
+        let alpha = config.alpha(f64::from(step.lr), step.t) as f32;
+        let eps = config.eps as f32;
+        let decay = (f64::from(step.lr) * f64::from(step.weight_decay)) as f32;
+        Self {
+            one_minus_beta1: (1.0 - config.beta1) as f32,
+            one_minus_beta2: (1.0 - config.beta2) as f32,
+            alpha,
+            eps,
+            scale,
+            decay,
+            // p − alpha·0/(0+eps) is p for these, and only for these.
+            skip: decay == 0.0 && alpha.is_finite() && alpha >= 0.0 && eps > 0.0 && scale.is_finite(),
+        }
+    }
 }
 
 /// The factor that brings a gradient of this norm down to `clip` (Keras' `global_clipnorm`); NaN for a norm that is
 /// NaN.
-fn clip(norm: f64, clip: f64) -> f32 {
+pub(super) fn clip(norm: f64, clip: f64) -> f32 {
     if norm <= clip { 1.0 } else { (clip / norm) as f32 }
 }
 
@@ -78,49 +87,98 @@ fn norm(cpu: &Cpu, grads: &[f32]) -> f64 {
 }
 
 /// One chunk.
-fn update(k: Constants, grads: &[f32], params: &mut [f32], m: &mut [f32], v: &mut [f32]) {
-    let (grads, grads_rest) = grads.as_chunks::<LANES>();
-    let (params, params_rest) = params.as_chunks_mut::<LANES>();
-    let (m, m_rest) = m.as_chunks_mut::<LANES>();
-    let (v, v_rest) = v.as_chunks_mut::<LANES>();
-    for ((g, p), (m, v)) in grads.iter().zip(params).zip(m.iter_mut().zip(v)) {
-        if k.skip && all_zero(g, m, v) {
-            continue;
-        }
-        for lane in 0..LANES {
-            element(k, g[lane], &mut p[lane], &mut m[lane], &mut v[lane]);
-        }
-    }
-    for ((g, p), (m, v)) in grads_rest.iter().zip(params_rest).zip(m_rest.iter_mut().zip(v_rest)) {
-        element(k, *g, p, m, v);
+struct Update<'a> {
+    k: Constants,
+    grads: &'a [f32],
+    params: &'a mut [f32],
+    m: &'a mut [f32],
+    v: &'a mut [f32],
+}
+
+impl Kernel for Update<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { k, grads, params, m, v } = self;
+        update(s, k, |at| s.get(&grads[at..]), |at, tail| tail.copy_from_slice(&grads[at..]), params, m, v);
     }
 }
 
-/// Whether every moment is +0 and every gradient ±0 (a moment of −0 would become +0).
+/// Updates a run of elements. `g(at)` are the gradients from element `at` on; `g_tail(at, tail)` copies the gradients
+/// of the last elements, too few for a vector.
 #[inline(always)]
-fn all_zero(g: &[f32; LANES], m: &[f32; LANES], v: &[f32; LANES]) -> bool {
-    let mut bits = 0;
-    for lane in 0..LANES {
-        bits |= g[lane].abs().to_bits() | m[lane].to_bits() | v[lane].to_bits();
+pub(super) fn update<S: Simd>(
+    s: S,
+    k: Constants,
+    g: impl Fn(usize) -> S::V,
+    g_tail: impl Fn(usize, &mut [f32]),
+    params: &mut [f32],
+    m: &mut [f32],
+    v: &mut [f32],
+) {
+    let whole = params.len() / S::LANES * S::LANES;
+    let (params, params_tail) = params.split_at_mut(whole);
+    let (m, m_tail) = m.split_at_mut(whole);
+    let (v, v_tail) = v.split_at_mut(whole);
+    let arrays =
+        params.chunks_exact_mut(S::LANES).zip(m.chunks_exact_mut(S::LANES).zip(v.chunks_exact_mut(S::LANES)));
+    for (index, (p, (m, v))) in arrays.enumerate() {
+        vector(s, k, g(index * S::LANES), p, m, v);
     }
-    bits == 0
+    let n = params_tail.len();
+    if n > 0 {
+        // Through vectors that are filled up with elements that stay zero.
+        let [mut g, mut p, mut m, mut v] = [[0.0; 16]; 4];
+        g_tail(whole, &mut g[..n]);
+        p[..n].copy_from_slice(params_tail);
+        m[..n].copy_from_slice(m_tail);
+        v[..n].copy_from_slice(v_tail);
+        vector(s, k, s.get(&g), &mut p, &mut m, &mut v);
+        params_tail.copy_from_slice(&p[..n]);
+        m_tail.copy_from_slice(&m[..n]);
+        v_tail.copy_from_slice(&v[..n]);
+    }
 }
 
 /// The equation.
 #[inline(always)]
-fn element(k: Constants, g: f32, p: &mut f32, m: &mut f32, v: &mut f32) {
-    let g = g * k.scale;
+fn vector<S: Simd>(
+    s: S,
+    k: Constants,
+    g: S::V,
+    params: &mut [f32],
+    moment1: &mut [f32],
+    moment2: &mut [f32],
+) {
+    let (m, v) = (s.get(moment1), s.get(moment2));
+    if k.skip && s.are_zero(g, m, v) {
+        return;
+    }
+    let g = s.mul(g, s.splat(k.scale));
+    let mut p = s.get(params);
     // Not 0·p: that would be a NaN for an infinite parameter.
-    *p -= if k.decay == 0.0 { 0.0 } else { k.decay * *p };
-    *m = without_negligible(*m + k.one_minus_beta1 * (g - *m));
-    *v += k.one_minus_beta2 * (g * g - *v);
-    *p -= k.alpha * *m / (v.sqrt() + k.eps);
+    if k.decay != 0.0 {
+        p = s.neg_mul_add(s.splat(k.decay), p, p);
+    }
+    let m = s.mul_add(s.splat(k.one_minus_beta1), s.sub(g, m), m);
+    let m = s.without_below(m, s.splat(NEGLIGIBLE));
+    let v = s.mul_add(s.splat(k.one_minus_beta2), s.sub(s.mul(g, g), v), v);
+    let root = s.add(s.sqrt(v), s.splat(k.eps));
+    let p = s.sub(p, s.div(s.mul(s.splat(k.alpha), m), root));
+    s.put(params, p);
+    s.put(moment1, m);
+    s.put(moment2, v);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::cpu::Isa;
     use crate::rng::{Purpose, Rng};
+
+    /// The longest vector of any instruction set.
+    const LANES: usize = 16;
 
     /// Four chunk-sized arrays in which whole groups have no gradient and no moments; among their parameters stand
     /// −0, ∞ and NaN.
@@ -147,12 +205,15 @@ mod tests {
             decay: 0.0,
             skip,
         };
-        let bits = |skip| {
-            let [grads, mut params, mut m, mut v] = arrays();
-            update(constants(skip), &grads, &mut params, &mut m, &mut v);
-            [params, m, v].map(|array| array.iter().map(|x| x.to_bits()).collect::<Vec<_>>())
-        };
-        assert_eq!(bits(true), bits(false));
+        for isa in Isa::available() {
+            let bits = |skip| {
+                let [grads, mut params, mut m, mut v] = arrays();
+                let k = constants(skip);
+                isa.run(Update { k, grads: &grads, params: &mut params, m: &mut m, v: &mut v });
+                [params, m, v].map(|array| array.iter().map(|x| x.to_bits()).collect::<Vec<_>>())
+            };
+            assert_eq!(bits(true), bits(false), "{isa}");
+        }
     }
 
     #[test]

@@ -14,28 +14,31 @@ pub(super) fn forward(d: CrossEntropyDims, a: CrossEntropyForward<'_, [f32], [u3
     let width = d.c.max(1);
     let rows = a.logits.chunks_exact(width).zip(a.probs.chunks_exact_mut(width));
     for (row, (logits, probs)) in rows.enumerate() {
-        let label = a.labels[row] as usize;
-        let mut best = 0;
-        for (class, &x) in logits.iter().enumerate() {
-            if x > logits[best] {
-                best = class;
-            }
-        }
-        let max = logits[best];
-        let mut sum = 0.0;
-        for (p, &x) in probs.iter_mut().zip(logits) {
-            *p = exp(x - max);
-            sum += f64::from(*p);
-        }
-        for p in probs.iter_mut() {
-            *p = (f64::from(*p) / sum) as f32;
-        }
-        // NaN if any logit is NaN or the largest is infinite; such a row hits nothing.
-        let loss = (sum.ln() - (f64::from(logits[label]) - f64::from(max))) as f32;
-        a.loss[row] = loss;
-        a.hits[row] = if best == label && !loss.is_nan() { 1.0 } else { 0.0 };
+        (a.loss[row], a.hits[row]) = self::row(logits, a.labels[row] as usize, probs);
     }
     Ok(())
+}
+
+/// One row: assigns `probs`, returns loss and hit. There is at least one class, and `label` is one.
+pub(super) fn row(logits: &[f32], label: usize, probs: &mut [f32]) -> (f32, f32) {
+    let mut best = 0;
+    for (class, &x) in logits.iter().enumerate() {
+        if x > logits[best] {
+            best = class;
+        }
+    }
+    let max = logits[best];
+    let mut sum = 0.0;
+    for (p, &x) in probs.iter_mut().zip(logits) {
+        *p = exp(x - max);
+        sum += f64::from(*p);
+    }
+    for p in probs.iter_mut() {
+        *p = (f64::from(*p) / sum) as f32;
+    }
+    // NaN if any logit is NaN or the largest is infinite; such a row hits nothing.
+    let loss = (sum.ln() - (f64::from(logits[label]) - f64::from(max))) as f32;
+    (loss, if best == label && !loss.is_nan() { 1.0 } else { 0.0 })
 }
 
 /// See [`CrossEntropyBackward`].

@@ -12,7 +12,7 @@ pub(super) fn forward(cpu: &Cpu, d: DenseDims, a: DenseForward<'_, [f32]>) -> Re
     for row in a.y.chunks_exact_mut(outputs.max(1)) {
         row.copy_from_slice(a.b);
     }
-    add_product(cpu, a.x, &Panels::pack(a.w, inputs, outputs), b, a.y);
+    add_product(cpu, a.x, &Panels::pack(cpu, a.w, inputs, outputs), b, a.y);
     Ok(())
 }
 
@@ -21,8 +21,8 @@ pub(super) fn backward(cpu: &Cpu, d: DenseDims, a: DenseBackward<'_, [f32]>) -> 
     a.check(d)?;
     let DenseDims { b, inputs, outputs } = d;
     a.dx.fill(0.0);
-    add_product(cpu, a.dy, &Panels::pack_transposed(a.w, outputs, inputs), b, a.dx);
-    let dy = Panels::pack(a.dy, b, outputs);
+    add_product(cpu, a.dy, &Panels::pack_transposed(cpu, a.w, outputs, inputs), b, a.dx);
+    let dy = Panels::pack(cpu, a.dy, b, outputs);
     add_product(cpu, &transpose(a.x, b, inputs), &dy, inputs, a.dw);
     add_product(cpu, &vec![1.0; b], &dy, 1, a.db);
     Ok(())

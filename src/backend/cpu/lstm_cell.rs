@@ -6,9 +6,10 @@
 //! time, so that its result is visited once for many rows. Each block has a partial sum of its own; these are added
 //! to the gradient in the blocks' order.
 
-use super::activation::{sigmoid_all, tanh, tanh_all};
-use super::matmul::{Panels, ROWS};
-use super::{Cpu, take, without_negligible};
+use super::activation::{sigmoids, tanhs};
+use super::matmul::Panels;
+use super::simd::{Kernel, Simd};
+use super::{Cpu, NEGLIGIBLE, take};
 use crate::backend::shapes::gate;
 use crate::backend::{CellBackward, CellDims, CellForward};
 use crate::error::Result;
@@ -31,7 +32,7 @@ const SUM_CHUNK: usize = 1 << 14;
 pub(super) fn blocks(b: usize, e: usize, h: usize) -> Vec<usize> {
     let partial = ((e + h + 1) * 4 * h).max(1);
     let count = b.div_ceil(MIN_ROWS).min(MAX_BLOCKS).min(MAX_PARTIAL / partial).max(1);
-    let rows = b.div_ceil(count).next_multiple_of(ROWS).max(1);
+    let rows = b.div_ceil(count).next_multiple_of(MIN_ROWS).max(1);
     (0..b).step_by(rows).map(|first| rows.min(b - first)).collect()
 }
 
@@ -55,17 +56,19 @@ pub(super) struct ForwardWeights<'a> {
 
 impl<'a> ForwardWeights<'a> {
     /// Packs `w [E,4H]`, `u [H,4H]`; `b` is `[4H]`.
-    pub(super) fn new(e: usize, h: usize, w: &[f32], u: &[f32], b: &'a [f32]) -> Self {
-        let mut wu = Panels::zeros(e + h, 4 * h);
+    pub(super) fn new(cpu: &Cpu, e: usize, h: usize, w: &[f32], u: &[f32], b: &'a [f32]) -> Self {
+        let mut wu = Panels::zeros(cpu, e + h, 4 * h);
         wu.set_rows(0, w);
         wu.set_rows(e, u);
         Self { e, h, wu, b }
     }
 
     /// One time step of a block. All slices hold the block's rows; `joined [rows,E+H]` is scratch.
+    #[inline(always)]
     #[allow(clippy::too_many_arguments)] // the arrays of one equation
-    pub(super) fn step(
+    pub(super) fn step<S: Simd>(
         &self,
+        s: S,
         x: &[f32],
         h_prev: &[f32],
         c_prev: &[f32],
@@ -83,37 +86,42 @@ impl<'a> ForwardWeights<'a> {
         for row in gates.chunks_exact_mut(4 * units) {
             row.copy_from_slice(self.b);
         }
-        self.wu.product(joined, self.e + units, self.e + units, rows, gates);
+        self.wu.product(s, joined, self.e + units, self.e + units, rows, gates);
         for (row, gates) in gates.chunks_exact_mut(4 * units).enumerate() {
             let at = row * units..(row + 1) * units;
-            activate(gates, &c_prev[at.clone()], &mut h[at.clone()], &mut c[at]);
+            activate(s, gates, &c_prev[at.clone()], &mut h[at.clone()], &mut c[at]);
         }
     }
 }
 
 /// One row from pre-activations to gates, `c` and `h`.
-fn activate(gates: &mut [f32], c_prev: &[f32], h: &mut [f32], c: &mut [f32]) {
+#[inline(always)]
+fn activate<S: Simd>(s: S, gates: &mut [f32], c_prev: &[f32], h: &mut [f32], c: &mut [f32]) {
     let units = h.len();
-    sigmoid_all(&mut gates[gate::I * units..(gate::F + 1) * units]);
-    tanh_all(&mut gates[gate::G * units..(gate::G + 1) * units]);
-    sigmoid_all(&mut gates[gate::O * units..(gate::O + 1) * units]);
-    let [i, f, g, o] = gate_slices(gates, units);
-    let (c_prev, c) = (&c_prev[..units], &mut c[..units]);
-    for k in 0..units {
-        c[k] = f[k] * c_prev[k] + i[k] * g[k];
-        h[k] = o[k] * tanh(c[k]);
+    let [i_row, f_row, g_row, o_row] = gate_rows(gates, units);
+    for at in (0..units).step_by(S::LANES) {
+        let at = at..units.min(at + S::LANES);
+        let i = sigmoids(s, s.get_part(&i_row[at.clone()]));
+        let f = sigmoids(s, s.get_part(&f_row[at.clone()]));
+        let g = tanhs(s, s.get_part(&g_row[at.clone()]));
+        let o = sigmoids(s, s.get_part(&o_row[at.clone()]));
+        let state = s.mul_add(f, s.get_part(&c_prev[at.clone()]), s.mul(i, g));
+        s.put_part(&mut i_row[at.clone()], i);
+        s.put_part(&mut f_row[at.clone()], f);
+        s.put_part(&mut g_row[at.clone()], g);
+        s.put_part(&mut o_row[at.clone()], o);
+        s.put_part(&mut c[at.clone()], state);
+        s.put_part(&mut h[at], s.mul(o, tanhs(s, state)));
     }
 }
 
 /// The four gates of one row, each `[H]`.
 #[inline(always)]
-fn gate_slices(gates: &[f32], units: usize) -> [&[f32]; 4] {
-    [
-        &gates[gate::I * units..][..units],
-        &gates[gate::F * units..][..units],
-        &gates[gate::G * units..][..units],
-        &gates[gate::O * units..][..units],
-    ]
+fn gate_rows(gates: &mut [f32], units: usize) -> [&mut [f32]; 4] {
+    let (i, rest) = gates.split_at_mut(units);
+    let (f, rest) = rest.split_at_mut(units);
+    let (g, o) = rest.split_at_mut(units);
+    [i, f, g, o]
 }
 
 /// The weights as backward wants them.
@@ -126,8 +134,8 @@ pub(super) struct BackwardWeights {
 
 impl BackwardWeights {
     /// Packs the transposes of `w [E,4H]` and `u [H,4H]`.
-    pub(super) fn new(e: usize, h: usize, w: &[f32], u: &[f32]) -> Self {
-        let mut wu = Panels::zeros(4 * h, e + h);
+    pub(super) fn new(cpu: &Cpu, e: usize, h: usize, w: &[f32], u: &[f32]) -> Self {
+        let mut wu = Panels::zeros(cpu, 4 * h, e + h);
         wu.set_columns(0, w);
         wu.set_columns(e, u);
         Self { e, h, wu }
@@ -156,7 +164,7 @@ pub(super) struct BackwardBlock<'w> {
 
 impl<'w> BackwardBlock<'w> {
     /// For `rows` batch rows and `t` time steps.
-    pub(super) fn new(weights: &'w BackwardWeights, rows: usize, t: usize) -> Self {
+    pub(super) fn new(cpu: &Cpu, weights: &'w BackwardWeights, rows: usize, t: usize) -> Self {
         let (e, h) = (weights.e, weights.h);
         let most = GATHER_ROWS.max(GATHER_ELEMENTS / (4 * h).max(1));
         let room = (most / rows.max(1)).clamp(1, t.max(1)) * rows;
@@ -169,7 +177,7 @@ impl<'w> BackwardBlock<'w> {
             gathered: 0,
             inputs,
             dpre: vec![0.0; room * 4 * h],
-            packed: Panels::zeros(room, 4 * h),
+            packed: Panels::zeros(cpu, room, 4 * h),
             joined: vec![0.0; rows * (e + h)],
             partial: vec![0.0; (e + h + 1) * 4 * h],
         }
@@ -177,9 +185,11 @@ impl<'w> BackwardBlock<'w> {
 
     /// One time step. `dh` and `dc` hold the gradients by this step's `h` and `c` and receive those by `h_prev` and
     /// `c_prev`; `dx` is assigned.
+    #[inline(always)]
     #[allow(clippy::too_many_arguments)] // the arrays of one equation
-    pub(super) fn step(
+    pub(super) fn step<S: Simd>(
         &mut self,
+        s: S,
         x: &[f32],
         h_prev: &[f32],
         c_prev: &[f32],
@@ -198,6 +208,7 @@ impl<'w> BackwardBlock<'w> {
         for row in 0..rows {
             let (at, at4) = (row * h..(row + 1) * h, row * 4 * h..(row + 1) * 4 * h);
             d_activate(
+                s,
                 &gates[at4.clone()],
                 &c_prev[at.clone()],
                 &c[at.clone()],
@@ -207,7 +218,7 @@ impl<'w> BackwardBlock<'w> {
             );
         }
         self.joined.fill(0.0);
-        self.weights.wu.product(dpre, 4 * h, 4 * h, rows, &mut self.joined);
+        self.weights.wu.product(s, dpre, 4 * h, 4 * h, rows, &mut self.joined);
         for (row, line) in self.joined.chunks_exact(e + h).enumerate() {
             dx[row * e..][..e].copy_from_slice(&line[..e]);
             dh[row * h..][..h].copy_from_slice(&line[e..]);
@@ -220,42 +231,61 @@ impl<'w> BackwardBlock<'w> {
         }
         self.gathered += rows;
         if self.gathered + rows > self.room {
-            self.add_gathered();
+            self.add_gathered(s);
         }
     }
 
     /// Adds the gathered rows' part of the parameters' gradients to `partial`.
-    fn add_gathered(&mut self) {
+    #[inline(always)]
+    fn add_gathered<S: Simd>(&mut self, s: S) {
         let (e, h) = (self.weights.e, self.weights.h);
         self.packed.set_rows(0, &self.dpre[..self.gathered * 4 * h]);
-        self.packed.product(&self.inputs, self.room, self.gathered, e + h + 1, &mut self.partial);
+        self.packed.product(s, &self.inputs, self.room, self.gathered, e + h + 1, &mut self.partial);
         self.gathered = 0;
     }
 
     /// The block's part of `dw`, `du` and `db`, one after the other.
-    pub(super) fn finish(mut self) -> Vec<f32> {
-        self.add_gathered();
+    #[inline(always)]
+    pub(super) fn finish<S: Simd>(mut self, s: S) -> Vec<f32> {
+        self.add_gathered(s);
         self.partial
     }
 }
 
 /// One row from gradients by `h` and `c` to those by the pre-activations and by `c_prev` (in place of `dc`).
-fn d_activate(gates: &[f32], c_prev: &[f32], c: &[f32], dh: &[f32], dc: &mut [f32], dpre: &mut [f32]) {
+#[inline(always)]
+#[allow(clippy::too_many_arguments)] // the arrays of one equation
+fn d_activate<S: Simd>(
+    s: S,
+    gates: &[f32],
+    c_prev: &[f32],
+    c: &[f32],
+    dh: &[f32],
+    dc: &mut [f32],
+    dpre: &mut [f32],
+) {
     let units = dc.len();
-    let [i, f, g, o] = gate_slices(gates, units);
-    let (c_prev, c, dh) = (&c_prev[..units], &c[..units], &dh[..units]);
-    let (di, rest) = dpre.split_at_mut(units);
-    let (df, rest) = rest.split_at_mut(units);
-    let (dg, d_o) = rest.split_at_mut(units);
-    let d_o = &mut d_o[..units];
-    for k in 0..units {
-        let y = tanh(c[k]);
-        let dc_k = dc[k] + dh[k] * o[k] * (1.0 - y * y);
-        di[k] = without_negligible(dc_k * g[k] * (i[k] * (1.0 - i[k])));
-        df[k] = without_negligible(dc_k * c_prev[k] * (f[k] * (1.0 - f[k])));
-        dg[k] = without_negligible(dc_k * i[k] * (1.0 - g[k] * g[k]));
-        d_o[k] = without_negligible(dh[k] * y * (o[k] * (1.0 - o[k])));
-        dc[k] = without_negligible(dc_k * f[k]);
+    let one = s.splat(1.0);
+    let limit = s.splat(NEGLIGIBLE);
+    let [di_row, df_row, dg_row, do_row] = gate_rows(dpre, units);
+    for at in (0..units).step_by(S::LANES) {
+        let at = at..units.min(at + S::LANES);
+        let part = |xs: &[f32]| s.get_part(&xs[at.clone()]);
+        let i = part(&gates[gate::I * units..][..units]);
+        let f = part(&gates[gate::F * units..][..units]);
+        let g = part(&gates[gate::G * units..][..units]);
+        let o = part(&gates[gate::O * units..][..units]);
+        let (y, dh) = (tanhs(s, part(c)), part(dh));
+        let dc_all = s.mul_add(s.mul(dh, o), s.neg_mul_add(y, y, one), part(dc));
+        let di = s.mul(s.mul(dc_all, g), s.neg_mul_add(i, i, i));
+        let df = s.mul(s.mul(dc_all, part(c_prev)), s.neg_mul_add(f, f, f));
+        let dg = s.mul(s.mul(dc_all, i), s.neg_mul_add(g, g, one));
+        let d_o = s.mul(s.mul(dh, y), s.neg_mul_add(o, o, o));
+        s.put_part(&mut di_row[at.clone()], s.without_below(di, limit));
+        s.put_part(&mut df_row[at.clone()], s.without_below(df, limit));
+        s.put_part(&mut dg_row[at.clone()], s.without_below(dg, limit));
+        s.put_part(&mut do_row[at.clone()], s.without_below(d_o, limit));
+        s.put_part(&mut dc[at.clone()], s.without_below(s.mul(dc_all, f), limit));
     }
 }
 
@@ -283,40 +313,81 @@ pub(super) fn work(b: usize, e: usize, h: usize) -> usize {
     b * 4 * h * (e + h + 32)
 }
 
+/// One forward time step of a block.
+struct ForwardStep<'a> {
+    weights: &'a ForwardWeights<'a>,
+    x: &'a [f32],
+    h_prev: &'a [f32],
+    c_prev: &'a [f32],
+    gates: &'a mut [f32],
+    h: &'a mut [f32],
+    c: &'a mut [f32],
+}
+
+impl Kernel for ForwardStep<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let joined = &mut vec![0.0; self.x.len() + self.h.len()];
+        self.weights.step(s, self.x, self.h_prev, self.c_prev, joined, self.gates, self.h, self.c);
+    }
+}
+
 /// See [`CellForward`].
 pub(super) fn forward(cpu: &Cpu, d: CellDims, a: CellForward<'_, [f32]>) -> Result<()> {
     a.check(d)?;
     let CellDims { b, e, h } = d;
-    let weights = ForwardWeights::new(e, h, a.w, a.u, a.b);
+    let weights = ForwardWeights::new(cpu, e, h, a.w, a.u, a.b);
     let (mut gates, mut h_out, mut c_out) = (a.gates, a.h, a.c);
     let mut first = 0;
     let mut tasks = Vec::new();
     for rows in blocks(b, e, h) {
-        let outputs =
-            (take(&mut gates, rows * 4 * h), take(&mut h_out, rows * h), take(&mut c_out, rows * h));
-        tasks.push((first, rows, outputs));
+        let state = first * h..(first + rows) * h;
+        tasks.push(ForwardStep {
+            weights: &weights,
+            x: &a.x[first * e..(first + rows) * e],
+            h_prev: &a.h_prev[state.clone()],
+            c_prev: &a.c_prev[state],
+            gates: take(&mut gates, rows * 4 * h),
+            h: take(&mut h_out, rows * h),
+            c: take(&mut c_out, rows * h),
+        });
         first += rows;
     }
-    cpu.each(work(b, e, h), tasks, |(first, rows, (gates, h_out, c_out))| {
-        let state = first * h..(first + rows) * h;
-        weights.step(
-            &a.x[first * e..(first + rows) * e],
-            &a.h_prev[state.clone()],
-            &a.c_prev[state],
-            &mut vec![0.0; rows * (e + h)],
-            gates,
-            h_out,
-            c_out,
-        );
-    });
+    cpu.each(work(b, e, h), tasks, |step| cpu.isa().run(step));
     Ok(())
+}
+
+/// One backward time step of a block.
+struct BackwardStep<'a> {
+    block: BackwardBlock<'a>,
+    x: &'a [f32],
+    h_prev: &'a [f32],
+    c_prev: &'a [f32],
+    gates: &'a [f32],
+    c: &'a [f32],
+    dh: &'a mut [f32],
+    dc: &'a mut [f32],
+    dx: &'a mut [f32],
+    partial: &'a mut Vec<f32>,
+}
+
+impl Kernel for BackwardStep<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        self.block.step(s, self.x, self.h_prev, self.c_prev, self.gates, self.c, self.dh, self.dc, self.dx);
+        *self.partial = self.block.finish(s);
+    }
 }
 
 /// See [`CellBackward`].
 pub(super) fn backward(cpu: &Cpu, d: CellDims, a: CellBackward<'_, [f32]>) -> Result<()> {
     a.check(d)?;
     let CellDims { b, e, h } = d;
-    let weights = BackwardWeights::new(e, h, a.w, a.u);
+    let weights = BackwardWeights::new(cpu, e, h, a.w, a.u);
     a.dh_prev.copy_from_slice(a.dh);
     a.dc_prev.copy_from_slice(a.dc);
     let (mut dx, mut dh, mut dc) = (a.dx, a.dh_prev, a.dc_prev);
@@ -325,25 +396,22 @@ pub(super) fn backward(cpu: &Cpu, d: CellDims, a: CellBackward<'_, [f32]>) -> Re
     let mut first = 0;
     let mut tasks = Vec::new();
     for (&rows, partial) in blocks.iter().zip(&mut partials) {
-        let outputs = (take(&mut dx, rows * e), take(&mut dh, rows * h), take(&mut dc, rows * h));
-        tasks.push((first, rows, partial, outputs));
+        let state = first * h..(first + rows) * h;
+        tasks.push(BackwardStep {
+            block: BackwardBlock::new(cpu, &weights, rows, 1),
+            x: &a.x[first * e..(first + rows) * e],
+            h_prev: &a.h_prev[state.clone()],
+            c_prev: &a.c_prev[state.clone()],
+            gates: &a.gates[first * 4 * h..(first + rows) * 4 * h],
+            c: &a.c[state],
+            dh: take(&mut dh, rows * h),
+            dc: take(&mut dc, rows * h),
+            dx: take(&mut dx, rows * e),
+            partial,
+        });
         first += rows;
     }
-    cpu.each(2 * work(b, e, h), tasks, |(first, rows, partial, (dx, dh, dc))| {
-        let mut block = BackwardBlock::new(&weights, rows, 1);
-        let state = first * h..(first + rows) * h;
-        block.step(
-            &a.x[first * e..(first + rows) * e],
-            &a.h_prev[state.clone()],
-            &a.c_prev[state.clone()],
-            &a.gates[first * 4 * h..(first + rows) * 4 * h],
-            &a.c[state],
-            dh,
-            dc,
-            dx,
-        );
-        *partial = block.finish();
-    });
+    cpu.each(2 * work(b, e, h), tasks, |step| cpu.isa().run(step));
     add_partials(cpu, &partials, a.dw, a.du, a.db);
     Ok(())
 }

@@ -1,47 +1,49 @@
-//! `out (+)= op(a) · op(b)`, and the register-blocked product that every other operation here is made of.
+//! `out (+)= op(a) · op(b)`, and the register-blocked product that the operations one by one are made of.
 //!
-//! The right operand is packed into panels of [`WIDTH`] columns; one tile of the result ([`ROWS`] × [`WIDTH`])
+//! The right operand is packed into panels two vectors wide; one tile of the result (up to [`ROWS`] rows of a panel)
 //! lives in registers while the summed dimension runs. Each element of a result is the sum over [`DEPTH`]-long
 //! pieces of that dimension, in order: it depends on the shapes alone, not on the tile that held it or the thread.
 
 use super::Cpu;
+use super::simd::{Kernel, Simd};
+use super::tile::{self, Evenly, ROWS, with_rows};
 use crate::backend::{Matmul, MatmulDims};
 use crate::error::Result;
 
-/// Columns of a tile.
-pub(super) const WIDTH: usize = 16;
-/// Rows of a tile: 2 × 16 accumulators are 8 of the 16 vector registers of baseline x86-64.
-pub(super) const ROWS: usize = 2;
+/// Vectors of a panel's row.
+const VECTORS: usize = 2;
 /// Longest piece of the summed dimension between two visits of the result: a piece of a panel stays in the first
 /// cache, and long sums gain accuracy from being summed in pieces.
 const DEPTH: usize = 256;
 /// Rows of the result that one parallel task computes.
 const TASK_ROWS: usize = 32;
 
-/// A `[k,n]` matrix cut into panels of [`WIDTH`] columns, each `[k,WIDTH]`; the last is filled up with zeros.
+/// A `[k,n]` matrix cut into panels of some columns, each `[k,width]`; the last is filled up with zeros.
 #[derive(Default)]
 pub(super) struct Panels {
     k: usize,
     n: usize,
-    rows: Vec<[f32; WIDTH]>,
+    width: usize,
+    rows: Vec<f32>,
 }
 
 impl Panels {
     /// Panels of a `[k,n]` matrix of zeros.
-    pub(super) fn zeros(k: usize, n: usize) -> Self {
-        Self { k, n, rows: vec![[0.0; WIDTH]; k * n.div_ceil(WIDTH)] }
+    pub(super) fn zeros(cpu: &Cpu, k: usize, n: usize) -> Self {
+        let width = VECTORS * cpu.isa().lanes();
+        Self { k, n, width, rows: vec![0.0; k * n.next_multiple_of(width)] }
     }
 
     /// Packs `b [k,n]`.
-    pub(super) fn pack(b: &[f32], k: usize, n: usize) -> Self {
-        let mut panels = Self::zeros(k, n);
+    pub(super) fn pack(cpu: &Cpu, b: &[f32], k: usize, n: usize) -> Self {
+        let mut panels = Self::zeros(cpu, k, n);
         panels.set_rows(0, b);
         panels
     }
 
     /// Packs the transpose of `b [n,k]`.
-    pub(super) fn pack_transposed(b: &[f32], k: usize, n: usize) -> Self {
-        let mut panels = Self::zeros(k, n);
+    pub(super) fn pack_transposed(cpu: &Cpu, b: &[f32], k: usize, n: usize) -> Self {
+        let mut panels = Self::zeros(cpu, k, n);
         panels.set_columns(0, b);
         panels
     }
@@ -52,8 +54,9 @@ impl Panels {
             return;
         }
         for (row, values) in b.chunks_exact(self.n).enumerate() {
-            for (panel, piece) in values.chunks(WIDTH).enumerate() {
-                self.rows[panel * self.k + first + row][..piece.len()].copy_from_slice(piece);
+            for (panel, piece) in values.chunks(self.width).enumerate() {
+                let at = (panel * self.k + first + row) * self.width;
+                self.rows[at..at + piece.len()].copy_from_slice(piece);
             }
         }
     }
@@ -64,9 +67,9 @@ impl Panels {
             return;
         }
         for (column, values) in b.chunks_exact(self.k).enumerate() {
-            let (panel, lane) = ((first + column) / WIDTH, (first + column) % WIDTH);
-            let panel = &mut self.rows[panel * self.k..(panel + 1) * self.k];
-            for (row, &value) in panel.iter_mut().zip(values) {
+            let (panel, lane) = ((first + column) / self.width, (first + column) % self.width);
+            let panel = &mut self.rows[panel * self.k * self.width..][..self.k * self.width];
+            for (row, &value) in panel.chunks_exact_mut(self.width).zip(values) {
                 row[lane] = value;
             }
         }
@@ -74,71 +77,56 @@ impl Panels {
 
     /// `out[m,n] += a[m,k] · self[..k]`, where `k ≤ self.k` is the length of a row of `a` that counts and `lda` the
     /// distance between rows.
-    pub(super) fn product(&self, a: &[f32], lda: usize, k: usize, m: usize, out: &mut [f32]) {
-        debug_assert!(k <= self.k && k <= lda && out.len() == m * self.n);
-        let mut start = 0;
-        while start < k {
-            let end = k.min(start + DEPTH);
-            for (index, panel) in self.panels().enumerate() {
-                let panel = &panel[start..end];
-                let column = index * WIDTH;
-                let mut row = 0;
-                while row + ROWS <= m {
-                    let lines = [&a[row * lda + start..], &a[(row + 1) * lda + start..]];
-                    self.add(tile::<ROWS>(lines, panel), row, column, out);
-                    row += ROWS;
-                }
-                while row < m {
-                    self.add(tile::<1>([&a[row * lda + start..]], panel), row, column, out);
-                    row += 1;
-                }
-            }
-            start = end;
-        }
-    }
-
-    /// The panels, left to right.
-    fn panels(&self) -> impl Iterator<Item = &[[f32; WIDTH]]> {
-        self.rows.chunks_exact(self.k.max(1))
-    }
-
-    /// Adds a tile to `out[_,n]`, without the columns that only fill up the last panel.
     #[inline(always)]
-    fn add<const R: usize>(&self, tile: [[f32; WIDTH]; R], row: usize, column: usize, out: &mut [f32]) {
-        let width = WIDTH.min(self.n - column);
-        for (r, sums) in tile.iter().enumerate() {
-            let at = (row + r) * self.n + column;
-            let line = &mut out[at..at + width];
-            if let Ok(line) = <&mut [f32; WIDTH]>::try_from(&mut *line) {
-                for (y, sum) in line.iter_mut().zip(sums) {
-                    *y += sum;
-                }
-            } else {
-                for (y, sum) in line.iter_mut().zip(sums) {
-                    *y += sum;
+    pub(super) fn product<S: Simd>(&self, s: S, a: &[f32], lda: usize, k: usize, m: usize, out: &mut [f32]) {
+        if m == 0 || self.n == 0 {
+            return;
+        }
+        assert!(self.width == VECTORS * S::LANES && k <= self.k);
+        assert!(out.len() == m * self.n && a.len() >= (m - 1) * lda + k);
+        for start in (0..k).step_by(DEPTH) {
+            let depth = DEPTH.min(k - start);
+            for column in (0..self.n).step_by(self.width) {
+                let panel = &self.rows[column * self.k + start * self.width..][..depth * self.width];
+                for (row, count) in Evenly::new(m, ROWS) {
+                    with_rows!(count, R => {
+                        let mut sums = [[s.splat(0.0); VECTORS]; R];
+                        // SAFETY: elements `start..start + depth` of rows `row..row + R` of `a`, whose length was
+                        // checked, and as many rows of the panel.
+                        unsafe {
+                            let a = a.as_ptr().add(row * lda + start);
+                            tile::cell(s, &mut sums, a, lda, panel.as_ptr(), self.width, depth);
+                        }
+                        for (r, sums) in sums.iter().enumerate() {
+                            let line = &mut out[(row + r) * self.n..][..self.n];
+                            // Without the columns that only fill up the last panel.
+                            for (piece, &sum) in line[column..].chunks_mut(S::LANES).zip(sums) {
+                                let total = s.add(s.get_part(piece), sum);
+                                s.put_part(piece, total);
+                            }
+                        }
+                    });
                 }
             }
         }
     }
 }
 
-/// The product of `R` rows and a panel.
-#[inline(always)]
-fn tile<const R: usize>(mut a: [&[f32]; R], panel: &[[f32; WIDTH]]) -> [[f32; WIDTH]; R] {
-    // Cut to one length, so that the loop needs no bounds checks. (`array::map` is not always inlined here.)
-    for row in &mut a {
-        *row = &row[..panel.len()];
+/// [`Panels::product`] of whole rows.
+struct AddProduct<'a> {
+    a: &'a [f32],
+    b: &'a Panels,
+    out: &'a mut [f32],
+}
+
+impl Kernel for AddProduct<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let k = self.b.k;
+        self.b.product(s, self.a, k, k, self.a.len() / k, self.out);
     }
-    let mut sums = [[0.0; WIDTH]; R];
-    for (k, b) in panel.iter().enumerate() {
-        for r in 0..R {
-            let x = a[r][k];
-            for j in 0..WIDTH {
-                sums[r][j] += x * b[j];
-            }
-        }
-    }
-    sums
 }
 
 /// The transpose of `a [rows,columns]`.
@@ -158,7 +146,7 @@ pub(super) fn add_product(cpu: &Cpu, a: &[f32], b: &Panels, m: usize, out: &mut 
         return;
     }
     let tasks: Vec<_> = a.chunks(TASK_ROWS * b.k).zip(out.chunks_mut(TASK_ROWS * b.n)).collect();
-    cpu.each(m * b.k * b.n, tasks, |(a, out)| b.product(a, b.k, b.k, a.len() / b.k, out));
+    cpu.each(m * b.k * b.n, tasks, |(a, out)| cpu.isa().run(AddProduct { a, b, out }));
 }
 
 /// See [`Matmul`].
@@ -168,7 +156,7 @@ pub(super) fn matmul(cpu: &Cpu, d: MatmulDims, a: Matmul<'_, [f32]>) -> Result<(
     if !a.accumulate {
         a.out.fill(0.0);
     }
-    let panels = if tb { Panels::pack_transposed(a.b, k, n) } else { Panels::pack(a.b, k, n) };
+    let panels = if tb { Panels::pack_transposed(cpu, a.b, k, n) } else { Panels::pack(cpu, a.b, k, n) };
     if ta {
         add_product(cpu, &transpose(a.a, k, m), &panels, m, a.out);
     } else {

@@ -1,19 +1,31 @@
 //! The threaded CPU back end, in f32.
 //!
-//! Safe Rust that the compiler turns into vector code: inner loops over arrays of fixed size, no branches in them,
-//! no calls. Work is cut into tasks whose number and size depend on shapes alone, and what tasks sum is added up in
-//! their order: the results have the same bits on any number of threads.
+//! [`CpuEngine`] trains, evaluates and predicts with everything fused and weights packed (see [`block`]); [`Cpu`] has the
+//! operations one by one. Both are made of the same register tiles ([`tile`]) and activations on vectors ([`simd`]),
+//! compiled for AVX-512, for AVX2 with FMA and for the baseline of the processor family, and chosen when the program runs.
+//! Work is cut into tasks whose number and size depend on shapes alone, and what tasks sum is added up in their order:
+//! on one instruction set the results have the same bits on any number of threads.
 
 mod activation;
 mod adam;
+mod block;
 mod cross_entropy;
 mod dense;
 mod embedding;
+mod engine;
 mod lstm_cell;
 mod lstm_sequence;
 mod matmul;
+mod peak;
+mod pool;
+pub(crate) mod simd;
+mod tile;
 
-use rayon::prelude::*;
+pub use engine::CpuEngine;
+pub use peak::fma_peak;
+pub use simd::Isa;
+
+use pool::Pool;
 
 use super::*;
 use crate::error::Error;
@@ -30,84 +42,68 @@ const INLINE_WORK: usize = 1 << 17;
 /// subnormal, and arithmetic on subnormals is some hundred times slower.
 const NEGLIGIBLE: f32 = f32::from_bits((127 - 100) << 23);
 
-/// `x`, or zero if it is [`NEGLIGIBLE`]. A NaN stays.
-#[inline(always)]
-fn without_negligible(x: f32) -> f32 {
-    if x.abs() < NEGLIGIBLE { 0.0 } else { x }
-}
-
-/// The CPU back end: a pool of threads and nothing else.
+/// The CPU back end: a pool of threads and an instruction set.
 #[derive(Debug)]
 pub struct Cpu {
-    threads: usize,
-    /// Absent for one thread: everything then runs on the caller's.
-    pool: Option<rayon::ThreadPool>,
+    pool: Pool,
+    isa: Isa,
 }
 
 impl Cpu {
-    /// With this many threads; 0 is one for each core.
+    /// With this many threads (0 is one for each core) and the fastest instruction set there is.
     ///
     /// # Errors
     /// More than 256 threads are wrong usage; the operating system may refuse to start the threads.
     pub fn new(threads: usize) -> Result<Self> {
+        Self::with_isa(threads, Isa::best())
+    }
+
+    /// With this instruction set.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new); and [`Error::Device`] if the processor does not have it.
+    pub fn with_isa(threads: usize, isa: Isa) -> Result<Self> {
         if threads > MAX_THREADS {
             return Err(Error::usage(
                 "threads",
                 format!("found {threads}, at most {MAX_THREADS} can be used; 0 uses every core"),
             ));
         }
+        if !isa.is_available() {
+            return Err(Error::device("cpu", format!("this processor does not have {isa}")));
+        }
         let threads = match threads {
             0 => std::thread::available_parallelism().map_or(1, |n| n.get().min(MAX_THREADS)),
             n => n,
         };
-        let pool = match threads {
-            1 => None,
-            _ => Some(
-                rayon::ThreadPoolBuilder::new()
-                    .num_threads(threads)
-                    .thread_name(|index| format!("recurve-cpu-{index}"))
-                    .build()
-                    .map_err(|e| Error::device("cpu", format!("cannot start {threads} threads: {e}")))?,
-            ),
-        };
-        Ok(Self { threads, pool })
+        let pool = Pool::new(threads)
+            .map_err(|e| Error::device("cpu", format!("cannot start {threads} threads: {e}")))?;
+        Ok(Self { pool, isa })
     }
 
     /// Threads that compute.
     pub fn threads(&self) -> usize {
-        self.threads
+        self.pool.threads()
     }
 
-    /// The instruction set that this back end was compiled for: what executes, whatever else the processor offers.
-    pub fn executed() -> String {
-        let features = if cfg!(target_feature = "avx512f") {
-            "avx512f"
-        } else if cfg!(all(target_feature = "avx2", target_feature = "fma")) {
-            "avx2+fma"
-        } else if cfg!(target_feature = "avx2") {
-            "avx2"
-        } else if cfg!(target_feature = "avx") {
-            "avx"
-        } else if cfg!(target_feature = "sse4.2") {
-            "sse4.2"
-        } else if cfg!(target_feature = "sse2") {
-            "sse2-baseline"
-        } else if cfg!(target_feature = "neon") {
-            "neon"
-        } else {
-            "baseline"
-        };
-        format!("{} {features}", std::env::consts::ARCH)
+    /// The instruction set that computes.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// What executes: the architecture and the instruction set.
+    pub fn executed(&self) -> String {
+        format!("{} {}", std::env::consts::ARCH, self.isa)
     }
 
     /// Runs `f` on every task. `work` is the number of multiply-adds in all tasks together (see [`INLINE_WORK`]); it
     /// and the tasks must depend on shapes alone.
     fn each<T: Send>(&self, work: usize, tasks: Vec<T>, f: impl Fn(T) + Sync + Send) {
-        match &self.pool {
-            Some(pool) if work >= INLINE_WORK && tasks.len() > 1 => {
-                pool.install(|| tasks.into_par_iter().with_max_len(1).for_each(f));
-            }
-            _ => tasks.into_iter().for_each(f),
+        if work < INLINE_WORK {
+            tasks.into_iter().for_each(f);
+        } else {
+            let mut tasks: Vec<Option<T>> = tasks.into_iter().map(Some).collect();
+            self.pool.each(&mut tasks, |task| task.take().into_iter().for_each(&f));
         }
     }
 }
@@ -159,8 +155,9 @@ impl Ops for Cpu {
     type OwnedIds = Vec<u32>;
 
     fn name(&self) -> String {
-        let plural = if self.threads == 1 { "" } else { "s" };
-        format!("cpu {}, {} thread{plural}", Self::executed(), self.threads)
+        let threads = self.threads();
+        let plural = if threads == 1 { "" } else { "s" };
+        format!("cpu {}, {threads} thread{plural}", self.executed())
     }
 
     fn upload(&self, values: &[f64]) -> Result<Vec<f32>> {

@@ -1,0 +1,847 @@
+//! The recurrent layer, the dense layer and the loss over a block of batch rows, forward and back through all time
+//! steps, on packed weights: what one thread does without waiting for another.
+//!
+//! Lanes are hidden units. A *unit vector* is [`LANES`](Simd::LANES) of them; the last is filled up with units whose
+//! weights are all zero, which stay at zero.
+//!
+//! | array | layout |
+//! | --- | --- |
+//! | cell weights, their gradient | `[unit vector][E+H+1][gate][lane]`: rows of W, of U, and the bias |
+//! | back weights | panels of up to three of the vectors `[Wᵀ\|Uᵀ]`, each `[unit vector][gate][lane][vector][lane]` |
+//! | `joined` | `[T+1][row][E + units]`: x of a time step and the h that it starts from |
+//! | `gates` | `[T][unit vector][row][gate][lane]`; backward leaves the gradients by pre-activations in it |
+//! | `c` | `[T+1][unit vector][row][lane]`, `tanh_c` without the last step |
+//! | dense weights | `[C][units]`, then the bias `[C]` |
+
+use super::NEGLIGIBLE;
+use super::activation::{sigmoids, tanhs};
+use super::cross_entropy;
+use super::simd::{Kernel, Simd};
+use super::tile::{self, Evenly, GATES, ROWS, with_tile};
+use crate::backend::shapes::gate;
+use crate::error::{Error, Result};
+
+/// Rows (batch rows × time steps) whose part of the weights' gradient is added in one go: a unit vector's pre-activation
+/// gradients of so many rows stay in the first cache.
+const RANK_ROWS: usize = 64;
+
+/// The sizes that every layout above is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Sizes {
+    /// Elements of a vector.
+    pub lanes: usize,
+    /// Input width.
+    pub e: usize,
+    /// Hidden units.
+    pub h: usize,
+    /// Classes.
+    pub classes: usize,
+}
+
+impl Sizes {
+    /// Unit vectors.
+    pub(super) fn unit_vectors(self) -> usize {
+        self.h.div_ceil(self.lanes)
+    }
+
+    /// Hidden units, filled up.
+    pub(super) fn units(self) -> usize {
+        self.unit_vectors() * self.lanes
+    }
+
+    /// Input width, filled up.
+    pub(super) fn inputs(self) -> usize {
+        self.e.next_multiple_of(self.lanes)
+    }
+
+    /// Distance between rows of `joined`.
+    pub(super) fn joined(self) -> usize {
+        self.e + self.units()
+    }
+
+    /// Elements of a row of all gates of a unit vector.
+    pub(super) fn gates(self) -> usize {
+        GATES * self.lanes
+    }
+
+    /// Rows of a cell panel, the bias among them.
+    pub(super) fn panel_rows(self) -> usize {
+        self.e + self.h + 1
+    }
+
+    /// Elements of the cell panel of one unit vector.
+    pub(super) fn panel(self) -> usize {
+        self.panel_rows() * self.gates()
+    }
+
+    /// Elements of all cell panels.
+    pub(super) fn panels(self) -> usize {
+        self.unit_vectors() * self.panel()
+    }
+
+    /// Vectors that a back product gives for each row.
+    pub(super) fn back_vectors(self) -> usize {
+        (self.inputs() + self.units()) / self.lanes
+    }
+
+    /// Most vectors of a back panel: three where a tile of 8 rows by 3 fits the registers.
+    pub(super) fn back_width(self) -> usize {
+        if self.lanes == 16 { 3 } else { 2 }
+    }
+
+    /// First vector and vectors of each back panel.
+    pub(super) fn back_panels(self) -> impl Iterator<Item = (usize, usize)> {
+        let (n, most) = (self.back_vectors(), self.back_width());
+        (0..n).step_by(most).map(move |first| (first, most.min(n - first)))
+    }
+
+    /// Elements of all back panels.
+    pub(super) fn backs(self) -> usize {
+        self.back_vectors() * self.lanes * self.unit_vectors() * self.gates()
+    }
+
+    /// Elements of the dense layer.
+    pub(super) fn dense(self) -> usize {
+        self.classes * (self.units() + 1)
+    }
+
+    /// Where the weight of input `k` (of W, then U, then the bias) for a gate of a unit stands in the cell panels.
+    pub(super) fn cell_index(self, k: usize, gate: usize, unit: usize) -> usize {
+        let (vector, lane) = (unit / self.lanes, unit % self.lanes);
+        vector * self.panel() + k * self.gates() + gate * self.lanes + lane
+    }
+}
+
+/// All that a block of rows needs on the way forward and back. Buffers keep their size from batch to batch.
+#[derive(Debug, Default)]
+pub(super) struct Tape {
+    joined: Vec<f32>,
+    gates: Vec<f32>,
+    c: Vec<f32>,
+    tanh_c: Vec<f32>,
+    /// `[row][units]`
+    dh: Vec<f32>,
+    /// `[unit vector][row][lane]`
+    dc: Vec<f32>,
+    logits: Vec<f32>,
+    probs: Vec<f32>,
+}
+
+/// Makes `buffer` hold at least the product of `dims`.
+pub(super) fn grow(buffer: &mut Vec<f32>, dims: [usize; 3]) -> Result<()> {
+    let too_large = || {
+        Error::Failed(format!(
+            "a buffer of {} by {} by {} numbers for one batch does not fit into memory; use a smaller batch",
+            dims[0], dims[1], dims[2]
+        ))
+    };
+    let n = dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).ok_or_else(too_large)?;
+    if n > buffer.len() {
+        buffer.try_reserve_exact(n - buffer.len()).map_err(|_| too_large())?;
+        buffer.resize(n, 0.0);
+    }
+    Ok(())
+}
+
+impl Tape {
+    /// Makes room for `rows` rows and `t` time steps.
+    pub(super) fn fit(&mut self, d: Sizes, rows: usize, t: usize) -> Result<()> {
+        let units = d.units();
+        for (buffer, dims) in [
+            (&mut self.joined, [t + 1, rows, d.joined()]),
+            (&mut self.gates, [t, rows, GATES * units]),
+            (&mut self.c, [t + 1, rows, units]),
+            (&mut self.tanh_c, [t, rows, units]),
+            (&mut self.dh, [1, rows, units]),
+            (&mut self.dc, [1, rows, units]),
+            (&mut self.logits, [1, 1, d.classes]),
+            (&mut self.probs, [1, 1, d.classes]),
+        ] {
+            grow(buffer, dims)?;
+        }
+        Ok(())
+    }
+
+    /// Puts `x` into row `row` of time step `step`.
+    #[inline(always)]
+    pub(super) fn set_input(&mut self, d: Sizes, rows: usize, step: usize, row: usize, x: &[f32]) {
+        let at = (step * rows + row) * d.joined();
+        self.joined[at..at + d.e].copy_from_slice(x);
+    }
+}
+
+/// What a block reads while it trains.
+#[derive(Clone, Copy)]
+pub(super) struct Weights<'a> {
+    pub sizes: Sizes,
+    pub panels: &'a [f32],
+    pub backs: &'a [f32],
+    pub dense: &'a [f32],
+}
+
+/// Gradients that blocks add to.
+#[derive(Debug, Default)]
+pub(super) struct Partial {
+    /// As the cell weights; the biases alone, `[unit vector][gate][lane]`, where W and U are summed over all blocks by
+    /// [`RankPanel`].
+    pub panels: Vec<f32>,
+    /// As the dense weights.
+    pub dense: Vec<f32>,
+}
+
+/// One block's training step up to its gradients. `tape` holds the inputs.
+pub(super) struct TrainBlock<'a> {
+    pub weights: Weights<'a>,
+    pub tape: &'a mut Tape,
+    pub rows: usize,
+    pub t: usize,
+    /// Rows of the whole batch.
+    pub batch: usize,
+    /// `[rows]`
+    pub labels: &'a [u32],
+    /// `[rows]`, assigned.
+    pub loss: &'a mut [f32],
+    /// `[rows]`, assigned.
+    pub hits: &'a mut [f32],
+    /// `[T][row][inputs]`, assigned.
+    pub dx: &'a mut [f32],
+    pub partial: &'a mut Partial,
+    /// Assign `partial` instead of adding to it.
+    pub first: bool,
+    /// Leave W and U to [`RankPanel`].
+    pub biases_only: bool,
+}
+
+impl Kernel for TrainBlock<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Weights { sizes: d, panels, backs, dense } = self.weights;
+        let (rows, t) = (self.rows, self.t);
+        let Partial { panels: d_panels, dense: d_dense } = self.partial;
+        if self.first {
+            d_dense.fill(0.0);
+        }
+        forward(s, d, panels, self.tape, rows, t);
+        head(s, d, dense, d_dense, self.tape, rows, t, self.batch, self.labels, self.loss, self.hits);
+        backward(s, d, backs, d_panels, self.tape, rows, t, self.dx, self.first, self.biases_only);
+    }
+}
+
+/// All time steps from a state of zeros.
+#[inline(always)]
+fn forward<S: Simd>(s: S, d: Sizes, panels: &[f32], tape: &mut Tape, rows: usize, t: usize) {
+    let (units, ld) = (d.units(), d.joined());
+    assert!(d.lanes == S::LANES && panels.len() == d.panels());
+    assert!(tape.joined.len() >= (t + 1) * rows * ld && tape.gates.len() >= t * rows * GATES * units);
+    assert!(tape.c.len() >= (t + 1) * rows * units && tape.tanh_c.len() >= t * rows * units);
+    tape.c[..rows * units].fill(0.0);
+    for row in tape.joined[..rows * ld].chunks_exact_mut(ld) {
+        row[d.e..].fill(0.0);
+    }
+    let (joined, gates) = (tape.joined.as_mut_ptr(), tape.gates.as_mut_ptr());
+    let (c, tanh_c) = (tape.c.as_mut_ptr(), tape.tanh_c.as_mut_ptr());
+    for step in 0..t {
+        // The first h is zero.
+        let k = if step == 0 { d.e } else { d.e + d.h };
+        for vector in 0..d.unit_vectors() {
+            let panel = &panels[vector * d.panel()..][..d.panel()];
+            for (first, count) in Evenly::new(rows, ROWS) {
+                let at = (step * d.unit_vectors() + vector) * rows + first;
+                // SAFETY: row `first` + r, r < `count`, of time steps `step` and `step + 1` ≤ t, and of unit vector
+                // `vector`, lies within the lengths that were asserted above.
+                unsafe {
+                    let a = joined.add((step * rows + first) * ld);
+                    let h = joined.add(((step + 1) * rows + first) * ld + d.e + vector * S::LANES);
+                    let gates = gates.add(at * GATES * S::LANES);
+                    let c_prev = c.add(at * S::LANES);
+                    let c = c_prev.add(rows * units);
+                    let tanh_c = tanh_c.add(at * S::LANES);
+                    with_tile!(S, count, R, N => {
+                        let mut pre = [[s.splat(0.0); GATES]; R];
+                        for part in (0..GATES).step_by(N) {
+                            let panel = panel.as_ptr().add(part * S::LANES);
+                            let bias = tile::load_row(s, panel.add((d.e + d.h) * d.gates()));
+                            let mut sums: [[S::V; N]; R] = [bias; R];
+                            tile::cell(s, &mut sums, a, ld, panel, GATES * S::LANES, k);
+                            for r in 0..R {
+                                pre[r][part..part + N].copy_from_slice(&sums[r]);
+                            }
+                        }
+                        // Two loops: the first's chain of operations is long enough without the tanh of c.
+                        for (r, &pre) in pre.iter().enumerate() {
+                            let i = sigmoids(s, pre[gate::I]);
+                            let f = sigmoids(s, pre[gate::F]);
+                            let g = tanhs(s, pre[gate::G]);
+                            let o = sigmoids(s, pre[gate::O]);
+                            let state = s.mul_add(f, s.load(c_prev.add(r * S::LANES)), s.mul(i, g));
+                            let row = gates.add(r * GATES * S::LANES);
+                            s.store(row.add(gate::I * S::LANES), i);
+                            s.store(row.add(gate::F * S::LANES), f);
+                            s.store(row.add(gate::G * S::LANES), g);
+                            s.store(row.add(gate::O * S::LANES), o);
+                            s.store(c.add(r * S::LANES), state);
+                        }
+                        for r in 0..R {
+                            let squashed = tanhs(s, s.load(c.add(r * S::LANES)));
+                            let o = s.load(gates.add((r * GATES + gate::O) * S::LANES));
+                            s.store(tanh_c.add(r * S::LANES), squashed);
+                            s.store(h.add(r * ld), s.mul(o, squashed));
+                        }
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// Sum of `a[k]·b[k]`, both a multiple of the vector's length: lane by lane, then over the lanes in order.
+#[inline(always)]
+fn dot<S: Simd>(s: S, a: &[f32], b: &[f32]) -> f32 {
+    let mut sum = s.splat(0.0);
+    for (a, b) in a.chunks_exact(S::LANES).zip(b.chunks_exact(S::LANES)) {
+        sum = s.mul_add(s.get(a), s.get(b), sum);
+    }
+    let mut lanes = [0.0; 16];
+    s.put(&mut lanes, sum);
+    lanes[..S::LANES].iter().sum()
+}
+
+/// `y += a·x`, both a multiple of the vector's length.
+#[inline(always)]
+fn add_scaled<S: Simd>(s: S, a: f32, x: &[f32], y: &mut [f32]) {
+    let a = s.splat(a);
+    for (x, y) in x.chunks_exact(S::LANES).zip(y.chunks_exact_mut(S::LANES)) {
+        let sum = s.mul_add(a, s.get(x), s.get(y));
+        s.put(y, sum);
+    }
+}
+
+/// Logits of rows of `h`, `[C]` each.
+#[inline(always)]
+fn logits<S: Simd>(s: S, d: Sizes, dense: &[f32], h: &[f32], out: &mut [f32]) {
+    let (weights, bias) = dense.split_at(d.classes * d.units());
+    for ((w, b), y) in weights.chunks_exact(d.units()).zip(bias).zip(out) {
+        *y = b + dot(s, h, w);
+    }
+}
+
+/// Dense layer, softmax and loss, and their derivatives: leaves the gradient by the last h in `tape.dh`.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)] // the arrays of one equation
+fn head<S: Simd>(
+    s: S,
+    d: Sizes,
+    dense: &[f32],
+    d_dense: &mut [f32],
+    tape: &mut Tape,
+    rows: usize,
+    t: usize,
+    batch: usize,
+    labels: &[u32],
+    loss: &mut [f32],
+    hits: &mut [f32],
+) {
+    let (units, classes) = (d.units(), d.classes);
+    let weights = &dense[..classes * units];
+    let (dw, db) = d_dense.split_at_mut(classes * units);
+    for row in 0..rows {
+        let h = &tape.joined[(t * rows + row) * d.joined() + d.e..][..units];
+        let line = &mut tape.logits[..classes];
+        let probs = &mut tape.probs[..classes];
+        logits(s, d, dense, h, line);
+        (loss[row], hits[row]) = cross_entropy::row(line, labels[row] as usize, probs);
+        let dh = &mut tape.dh[row * units..][..units];
+        dh.fill(0.0);
+        for class in 0..classes {
+            let target = if class == labels[row] as usize { 1.0 } else { 0.0 };
+            let dy = (probs[class] - target) / batch as f32;
+            add_scaled(s, dy, &weights[class * units..][..units], dh);
+            add_scaled(s, dy, h, &mut dw[class * units..][..units]);
+            db[class] += dy;
+        }
+    }
+}
+
+/// Backpropagation through all time steps from `tape.dh`.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)] // the arrays of one equation
+fn backward<S: Simd>(
+    s: S,
+    d: Sizes,
+    backs: &[f32],
+    d_panels: &mut [f32],
+    tape: &mut Tape,
+    rows: usize,
+    t: usize,
+    dx: &mut [f32],
+    first: bool,
+    biases_only: bool,
+) {
+    let units = d.units();
+    let panel = if biases_only { d.gates() } else { d.panel() };
+    assert!(d_panels.len() == d.unit_vectors() * panel);
+    if first {
+        for panel in d_panels.chunks_exact_mut(panel) {
+            let bias = panel.len() - d.gates();
+            panel[bias..].fill(0.0);
+        }
+    }
+    tape.dc[..rows * units].fill(0.0);
+    let chunk = (RANK_ROWS / rows.max(1)).max(1);
+    let mut end = t;
+    for step in (0..t).rev() {
+        for (vector, panel) in d_panels.chunks_exact_mut(panel).enumerate() {
+            let bias = panel.len() - d.gates();
+            d_activate(s, d, &mut panel[bias..], vector, tape, rows, step);
+        }
+        back_product(s, d, backs, tape, rows, step, &mut dx[step * rows * d.inputs()..][..rows * d.inputs()]);
+        if !biases_only && (end - step == chunk || step == 0) {
+            add_rank(s, d, d_panels, tape, rows, step, end, first && end == t);
+            end = step;
+        }
+    }
+}
+
+/// One time step of a unit vector from gradients by h and c to those by the pre-activations (in place of the gates) and
+/// by c_prev (in place of `dc`); adds to the bias' gradient.
+#[inline(always)]
+fn d_activate<S: Simd>(
+    s: S,
+    d: Sizes,
+    bias: &mut [f32],
+    vector: usize,
+    tape: &mut Tape,
+    rows: usize,
+    step: usize,
+) {
+    let (lanes, units) = (S::LANES, d.units());
+    let one = s.splat(1.0);
+    let limit = s.splat(NEGLIGIBLE);
+    let at = (step * d.unit_vectors() + vector) * rows;
+    let gates = &mut tape.gates[at * d.gates()..][..rows * d.gates()];
+    let c_prev = &tape.c[at * lanes..][..rows * lanes];
+    let tanh_c = &tape.tanh_c[at * lanes..][..rows * lanes];
+    let dc = &mut tape.dc[vector * rows * lanes..][..rows * lanes];
+    let mut db = [s.splat(0.0); GATES];
+    for g in 0..GATES {
+        db[g] = s.get(&bias[g * lanes..]);
+    }
+    for row in 0..rows {
+        let gates = &mut gates[row * GATES * lanes..][..GATES * lanes];
+        let i = s.get(&gates[gate::I * lanes..]);
+        let f = s.get(&gates[gate::F * lanes..]);
+        let g = s.get(&gates[gate::G * lanes..]);
+        let o = s.get(&gates[gate::O * lanes..]);
+        let y = s.get(&tanh_c[row * lanes..]);
+        let dh = s.get(&tape.dh[row * units + vector * lanes..]);
+        let dc = &mut dc[row * lanes..][..lanes];
+        // dc + dh·o·(1 − y²)
+        let dc_all = s.mul_add(s.mul(dh, o), s.neg_mul_add(y, y, one), s.get(dc));
+        let d_pre = [
+            s.mul(s.mul(dc_all, g), s.neg_mul_add(i, i, i)),
+            s.mul(s.mul(dc_all, s.get(&c_prev[row * lanes..])), s.neg_mul_add(f, f, f)),
+            s.mul(s.mul(dc_all, i), s.neg_mul_add(g, g, one)),
+            s.mul(s.mul(dh, y), s.neg_mul_add(o, o, o)),
+        ];
+        for k in 0..GATES {
+            let d_pre = s.without_below(d_pre[k], limit);
+            db[k] = s.add(db[k], d_pre);
+            s.put(&mut gates[k * lanes..], d_pre);
+        }
+        s.put(dc, s.without_below(s.mul(dc_all, f), limit));
+    }
+    for g in 0..GATES {
+        s.put(&mut bias[g * lanes..], db[g]);
+    }
+}
+
+/// One time step's gradients by x, into `dx`, and by h_prev, into `tape.dh`; without the latter in the first time step.
+#[inline(always)]
+fn back_product<S: Simd>(
+    s: S,
+    d: Sizes,
+    backs: &[f32],
+    tape: &mut Tape,
+    rows: usize,
+    step: usize,
+    dx: &mut [f32],
+) {
+    let (units, inputs) = (d.units(), d.inputs());
+    let pieces = d.unit_vectors();
+    assert!(d.lanes == S::LANES && backs.len() == d.backs() && dx.len() == rows * inputs);
+    assert!(tape.dh.len() >= rows * units);
+    let gates = &tape.gates[step * rows * GATES * units..][..rows * GATES * units];
+    let wanted = if step == 0 { inputs / S::LANES } else { d.back_vectors() };
+    let most_rows = if S::WIDE { 8 } else { 4 };
+    for (first_vector, width) in d.back_panels() {
+        let panel = &backs[first_vector * S::LANES * GATES * units..][..width * S::LANES * GATES * units];
+        let count = width.min(wanted.saturating_sub(first_vector));
+        for (first, rows_here) in Evenly::new(rows, most_rows) {
+            macro_rules! tile {
+                ($r:literal, $n:literal) => {
+                    // SAFETY: `gates` holds `rows` rows of each of the unit vectors of this time step, `panel` its
+                    // vectors for every gate of every unit, `dx` and `dh` the rows that are written.
+                    unsafe {
+                        let mut sums = [[s.splat(0.0); $n]; $r];
+                        let a = gates.as_ptr().add(first * d.gates());
+                        let stride = rows * d.gates();
+                        tile::back(s, &mut sums, a, stride, pieces, panel.as_ptr(), width * S::LANES);
+                        for v in 0..$n {
+                            let column = (first_vector + v) * S::LANES;
+                            let (to, ld) = if column < inputs {
+                                (dx.as_mut_ptr().add(column), inputs)
+                            } else {
+                                (tape.dh.as_mut_ptr().add(column - inputs), units)
+                            };
+                            for r in 0..$r {
+                                s.store(to.add((first + r) * ld), sums[r][v]);
+                            }
+                        }
+                    }
+                };
+            }
+            macro_rules! rows {
+                ($n:literal) => {
+                    match rows_here {
+                        1 => tile!(1, $n),
+                        2 => tile!(2, $n),
+                        3 => tile!(3, $n),
+                        4 => tile!(4, $n),
+                        5 if S::WIDE => tile!(5, $n),
+                        6 if S::WIDE => tile!(6, $n),
+                        7 if S::WIDE => tile!(7, $n),
+                        8 if S::WIDE => tile!(8, $n),
+                        rows => unreachable!("a tile of {rows} rows"),
+                    }
+                };
+            }
+            match count {
+                0 => {}
+                1 => rows!(1),
+                2 => rows!(2),
+                3 if S::WIDE => rows!(3),
+                n => unreachable!("a panel of {n} vectors"),
+            }
+        }
+    }
+}
+
+/// Adds the part that time steps `begin..end` have in the gradient of W and U.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)] // the arrays of one equation
+fn add_rank<S: Simd>(
+    s: S,
+    d: Sizes,
+    d_panels: &mut [f32],
+    tape: &Tape,
+    rows: usize,
+    begin: usize,
+    end: usize,
+    assign: bool,
+) {
+    for (vector, panel) in d_panels.chunks_exact_mut(d.panel()).enumerate() {
+        rank_panel(s, d, panel, vector, tape, rows, begin, end, assign);
+    }
+}
+
+/// [`add_rank`] for one unit vector's panel.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)] // the arrays of one equation
+fn rank_panel<S: Simd>(
+    s: S,
+    d: Sizes,
+    panel: &mut [f32],
+    vector: usize,
+    tape: &Tape,
+    rows: usize,
+    begin: usize,
+    end: usize,
+    assign: bool,
+) {
+    let ld = d.joined();
+    assert!(d.lanes == S::LANES && panel.len() == d.panel() && vector < d.unit_vectors());
+    assert!(tape.joined.len() >= end * rows * ld && tape.gates.len() >= end * rows * GATES * d.units());
+    for (first, count) in Evenly::new(d.e + d.h, ROWS) {
+        with_tile!(S, count, R, N => {
+            // SAFETY: columns `first..first + R` are below E+H, the rows those of time steps below `end`: within the
+            // lengths asserted above.
+            unsafe {
+                for part in (0..GATES).step_by(N) {
+                    let out = panel.as_mut_ptr().add(first * d.gates() + part * S::LANES);
+                    let mut sums = [[s.splat(0.0); N]; R];
+                    if !assign {
+                        for (r, sums) in sums.iter_mut().enumerate() {
+                            *sums = tile::load_row(s, out.add(r * d.gates()));
+                        }
+                    }
+                    for step in begin..end {
+                        let a = tape.joined.as_ptr().add(step * rows * ld + first);
+                        let b = (step * d.unit_vectors() + vector) * rows * d.gates() + part * S::LANES;
+                        tile::rank(s, &mut sums, a, ld, tape.gates.as_ptr().add(b), rows);
+                    }
+                    for (r, sums) in sums.iter().enumerate() {
+                        for (v, &sum) in sums.iter().enumerate() {
+                            s.store(out.add(r * d.gates() + v * S::LANES), sum);
+                        }
+                    }
+                }
+            }
+        });
+    }
+}
+
+/// The gradient of one unit vector's panel over all blocks, assigned.
+pub(super) struct RankPanel<'a> {
+    pub sizes: Sizes,
+    pub vector: usize,
+    pub panel: &'a mut [f32],
+    /// Every block's tape, its gradients, and its rows.
+    pub blocks: &'a [(&'a Tape, &'a Partial, usize)],
+    pub t: usize,
+}
+
+impl Kernel for RankPanel<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let d = self.sizes;
+        let (weights, bias) = self.panel.split_at_mut((d.e + d.h) * d.gates());
+        bias.fill(0.0);
+        if self.blocks.is_empty() {
+            weights.fill(0.0);
+        }
+        for &(_, partial, _) in self.blocks {
+            add_scaled(s, 1.0, &partial.panels[self.vector * d.gates()..][..d.gates()], bias);
+        }
+        let mut assign = true;
+        for &(tape, _, rows) in self.blocks {
+            let chunk = (2 * RANK_ROWS / rows.max(1)).max(1);
+            for begin in (0..self.t).step_by(chunk) {
+                let end = self.t.min(begin + chunk);
+                rank_panel(s, d, self.panel, self.vector, tape, rows, begin, end, assign);
+                assign = false;
+            }
+        }
+    }
+}
+
+/// Projects rows of the embedding: `x·W + b` for all gates, as a forward step would start.
+pub(super) struct Project<'a> {
+    pub sizes: Sizes,
+    pub panels: &'a [f32],
+    /// `[rows][E]`
+    pub x: &'a [f32],
+    /// `[rows][unit vector][gate][lane]`, assigned.
+    pub out: &'a mut [f32],
+}
+
+impl Kernel for Project<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let d = self.sizes;
+        let rows = self.x.len() / d.e;
+        let width = d.unit_vectors() * d.gates();
+        assert!(d.lanes == S::LANES && self.panels.len() == d.panels() && self.out.len() == rows * width);
+        for (vector, panel) in self.panels.chunks_exact(d.panel()).enumerate() {
+            for (first, count) in Evenly::new(rows, ROWS) {
+                with_tile!(S, count, R, N => {
+                    // SAFETY: rows `first..first + R` of x and of `out`, whose lengths were checked above.
+                    unsafe {
+                        for part in (0..GATES).step_by(N) {
+                            let panel = panel.as_ptr().add(part * S::LANES);
+                            let bias = tile::load_row(s, panel.add((d.e + d.h) * d.gates()));
+                            let mut sums: [[S::V; N]; R] = [bias; R];
+                            let x = self.x.as_ptr().add(first * d.e);
+                            tile::cell(s, &mut sums, x, d.e, panel, GATES * S::LANES, d.e);
+                            for (r, sums) in sums.iter().enumerate() {
+                                let out = self.out.as_mut_ptr().add((first + r) * width + vector * d.gates());
+                                for (v, &sum) in sums.iter().enumerate() {
+                                    s.store(out.add((part + v) * S::LANES), sum);
+                                }
+                            }
+                        }
+                    }
+                });
+            }
+        }
+    }
+}
+
+/// What a step without training starts from.
+#[derive(Clone, Copy)]
+pub(super) enum Source<'a> {
+    /// `[V][E]`
+    Embeddings(&'a [f32]),
+    /// What [`Project`] made of it.
+    Projected(&'a [f32]),
+}
+
+/// A state that goes through time in place.
+#[derive(Debug, Default)]
+pub(super) struct State {
+    /// `[2][row][E + units]`: x and the h of two time steps.
+    joined: Vec<f32>,
+    /// `[unit vector][row][lane]`
+    c: Vec<f32>,
+    logits: Vec<f32>,
+}
+
+/// What is made of the logits.
+pub(super) enum Answers<'a> {
+    /// Probabilities `[rows][C]`.
+    Probabilities(&'a mut [f32]),
+    /// Losses and hits, `[rows]` each, from labels.
+    Losses { labels: &'a [u32], loss: &'a mut [f32], hits: &'a mut [f32], probs: &'a mut [f32] },
+}
+
+/// Forward alone, over rows in blocks.
+pub(super) struct Infer<'a> {
+    pub sizes: Sizes,
+    pub panels: &'a [f32],
+    pub dense: &'a [f32],
+    pub source: Source<'a>,
+    /// `[rows][T]`, each below V.
+    pub ids: &'a [u32],
+    pub t: usize,
+    pub state: &'a mut State,
+    pub answers: Answers<'a>,
+}
+
+impl Kernel for Infer<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        let d = self.sizes;
+        let block = 4 * ROWS;
+        let rows = self.ids.len() / self.t.max(1);
+        let most = block.min(rows);
+        for (buffer, n) in [
+            (&mut self.state.joined, 2 * most * d.joined()),
+            (&mut self.state.c, most * d.units()),
+            (&mut self.state.logits, d.classes),
+        ] {
+            if buffer.len() < n {
+                buffer.resize(n, 0.0);
+            }
+        }
+        for first in (0..rows).step_by(block) {
+            let count = block.min(rows - first);
+            let ids = &self.ids[first * self.t..][..count * self.t];
+            walk(s, d, self.panels, self.source, ids, self.t, count, self.state);
+            let last = (self.t % 2) * count * d.joined();
+            for row in 0..count {
+                let h = &self.state.joined[last + row * d.joined() + d.e..][..d.units()];
+                let line = &mut self.state.logits[..d.classes];
+                logits(s, d, self.dense, h, line);
+                let index = first + row;
+                match &mut self.answers {
+                    Answers::Probabilities(probs) => {
+                        cross_entropy::row(line, 0, &mut probs[index * d.classes..][..d.classes]);
+                    }
+                    Answers::Losses { labels, loss, hits, probs } => {
+                        (loss[index], hits[index]) =
+                            cross_entropy::row(line, labels[index] as usize, &mut probs[..d.classes]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// One block of rows through all time steps.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)] // the arrays of one equation
+fn walk<S: Simd>(
+    s: S,
+    d: Sizes,
+    panels: &[f32],
+    source: Source<'_>,
+    ids: &[u32],
+    t: usize,
+    rows: usize,
+    state: &mut State,
+) {
+    let (units, ld, width) = (d.units(), d.joined(), d.unit_vectors() * d.gates());
+    assert!(d.lanes == S::LANES && panels.len() == d.panels() && ids.len() == rows * t);
+    assert!(state.joined.len() >= 2 * rows * ld && state.c.len() >= rows * units);
+    state.c[..rows * units].fill(0.0);
+    state.joined[..rows * ld].fill(0.0);
+    for step in 0..t {
+        let (now, next) = ((step % 2) * rows * ld, ((step + 1) % 2) * rows * ld);
+        if let Source::Embeddings(table) = source {
+            for row in 0..rows {
+                let id = ids[row * t + step] as usize;
+                state.joined[now + row * ld..][..d.e].copy_from_slice(&table[id * d.e..][..d.e]);
+            }
+        }
+        // The first h is zero.
+        let from_h = if step == 0 { 0 } else { d.h };
+        if let Source::Projected(table) = source
+            && step + 1 < t
+        {
+            for row in 0..rows {
+                let id = ids[row * t + step + 1] as usize;
+                for line in table[id * width..][..width].chunks_exact(16) {
+                    s.prefetch(&line[0]);
+                }
+            }
+        }
+        for (vector, panel) in panels.chunks_exact(d.panel()).enumerate() {
+            for (first, count) in Evenly::new(rows, ROWS) {
+                with_tile!(S, count, R, N => {
+                    // SAFETY: rows `first..first + R` of two time steps in `joined` and of `c`, whose lengths were
+                    // checked above.
+                    unsafe {
+                        let joined = state.joined.as_mut_ptr();
+                        let a = joined.add(now + first * ld);
+                        let h = joined.add(next + first * ld + d.e + vector * S::LANES);
+                        let c = state.c.as_mut_ptr().add((vector * rows + first) * S::LANES);
+                        let mut pre = [[s.splat(0.0); GATES]; R];
+                        for part in (0..GATES).step_by(N) {
+                            let panel = panel.as_ptr().add(part * S::LANES);
+                            let mut sums = [[s.splat(0.0); N]; R];
+                            match source {
+                                Source::Embeddings(_) => {
+                                    sums = [tile::load_row(s, panel.add((d.e + d.h) * d.gates())); R];
+                                    let k = d.e + from_h;
+                                    tile::cell(s, &mut sums, a, ld, panel, GATES * S::LANES, k);
+                                }
+                                Source::Projected(table) => {
+                                    for (r, sums) in sums.iter_mut().enumerate() {
+                                        let id = ids[(first + r) * t + step] as usize;
+                                        let start = &table[id * width + vector * d.gates()..][..d.gates()];
+                                        *sums = tile::load_row(s, start.as_ptr().add(part * S::LANES));
+                                    }
+                                    let u = panel.add(d.e * d.gates());
+                                    tile::cell(s, &mut sums, a.add(d.e), ld, u, GATES * S::LANES, from_h);
+                                }
+                            }
+                            for r in 0..R {
+                                pre[r][part..part + N].copy_from_slice(&sums[r]);
+                            }
+                        }
+                        for (r, pre) in pre.iter_mut().enumerate() {
+                            let i = sigmoids(s, pre[gate::I]);
+                            let f = sigmoids(s, pre[gate::F]);
+                            let g = tanhs(s, pre[gate::G]);
+                            let o = sigmoids(s, pre[gate::O]);
+                            let c = c.add(r * S::LANES);
+                            let state = s.mul_add(f, s.load(c), s.mul(i, g));
+                            s.store(c, state);
+                            (pre[0], pre[1]) = (o, state);
+                        }
+                        for (r, &[o, state, ..]) in pre.iter().enumerate() {
+                            s.store(h.add(r * ld), s.mul(o, tanhs(s, state)));
+                        }
+                    }
+                });
+            }
+        }
+    }
+}

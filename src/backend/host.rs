@@ -1,8 +1,9 @@
 //! The engine of host back ends: a training step composed of their operations.
 
-use super::{AdamConfig, DeviceInfo, Engine, Extent, Part, Parts, Real, StepState, TrainState};
+use super::checks;
+use super::{AdamConfig, DeviceInfo, Engine, Part, Parts, Real, StepState, TrainState};
 use crate::data::Examples;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::metrics::Metrics;
 use crate::model::Model;
 use crate::model::classifier::{self, HostOps, Workspace};
@@ -48,7 +49,7 @@ impl<T: Real, O: HostOps<T>> HostEngine<T, O> {
     fn loaded(&mut self) -> Result<(&O, &mut Loaded<T>)> {
         match &mut self.loaded {
             Some(loaded) => Ok((&self.ops, loaded)),
-            None => Err(Error::Failed("the engine holds no model; call load first".into())),
+            None => Err(checks::no_model()),
         }
     }
 }
@@ -61,29 +62,13 @@ fn narrow<T: Real>(values: &[T]) -> Vec<f32> {
     values.iter().map(|x| x.as_f64() as f32).collect()
 }
 
-/// Checks that a state's arenas have the model's length.
-pub(super) fn check_state(model: &Model, state: &TrainState) -> Result<()> {
-    let n = model.table.len();
-    for (what, arena) in [("params", &state.params), ("m", &state.m), ("v", &state.v)] {
-        if Extent::len(arena) != n {
-            return Err(Error::Shape {
-                op: "engine",
-                what,
-                expected: format!("{n} elements (the model's parameters)"),
-                found: arena.len().to_string(),
-            });
-        }
-    }
-    Ok(())
-}
-
 impl<T: Real, O: HostOps<T>> Engine for HostEngine<T, O> {
     fn info(&self) -> DeviceInfo {
         self.info.clone()
     }
 
     fn load(&mut self, model: &Model, state: &TrainState, adam: AdamConfig, parts: Parts<'_>) -> Result<()> {
-        check_state(model, state)?;
+        checks::state(model, state)?;
         for examples in [parts.train, parts.validation, parts.test].into_iter().flatten() {
             examples.check(model.config.vocab, model.config.classes)?;
         }
@@ -148,7 +133,7 @@ impl<T: Real, O: HostOps<T>> Engine for HostEngine<T, O> {
 
     fn write_state(&mut self, state: &TrainState) -> Result<()> {
         let (_, loaded) = self.loaded()?;
-        check_state(&loaded.model, state)?;
+        checks::state(&loaded.model, state)?;
         loaded.params = widen(&state.params);
         loaded.m = widen(&state.m);
         loaded.v = widen(&state.v);
@@ -161,21 +146,9 @@ impl<T: Real> Loaded<T> {
     /// One batch: forward, loss, backward, Adam.
     fn step<O: HostOps<T>>(&mut self, ops: &O, step: &StepState) -> Result<()> {
         let Some(train) = &self.train else {
-            return Err(Error::Failed(
-                "the engine holds no training examples; load it with Parts::train".into(),
-            ));
+            return Err(checks::no_training_examples());
         };
-        let start = step.batch_start as usize;
-        let rows =
-            self.order.get(start..start.saturating_add(step.rows as usize)).ok_or_else(|| Error::Shape {
-                op: "train",
-                what: "step",
-                expected: format!(
-                    "rows within the order's {}; call set_order for each epoch",
-                    self.order.len()
-                ),
-                found: format!("{} rows from {start}", step.rows),
-            })?;
+        let rows = checks::batch(&self.order, step)?;
         classifier::gather(train, rows, &mut self.ids, &mut self.labels)?;
         classifier::forward(
             ops,
@@ -214,7 +187,7 @@ impl<T: Real> Loaded<T> {
             Part::Test => &self.test,
         };
         let Some(examples) = examples else {
-            return Err(Error::Failed(format!("the engine holds no {part:?} examples; load it with Parts")));
+            return Err(checks::no_examples(part));
         };
         let batch_size = batch_size.max(1);
         // Whole batches at a time, so that the mean of batch losses is the one of batch-wise evaluation.
@@ -251,15 +224,7 @@ impl<T: Real> Loaded<T> {
         if rows == 0 {
             return Ok(Vec::new());
         }
-        let t = x.len() / rows;
-        if t == 0 || t * rows != x.len() {
-            return Err(Error::Shape {
-                op: "predict",
-                what: "x [rows,T]",
-                expected: format!("a multiple of {rows} ids, at least one a row"),
-                found: x.len().to_string(),
-            });
-        }
+        let t = checks::width(x, rows)?;
         let classes = self.model.config.classes;
         let mut probabilities = Vec::with_capacity(rows * classes);
         let mut chunk_probabilities = Vec::new();

@@ -9,6 +9,7 @@
 //! their engine from [`host::HostEngine`], which composes a step out of `Ops`. `cuda` (a feature of that name, on by
 //! default) drives GPUs with kernels of its own.
 
+pub(crate) mod checks;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;

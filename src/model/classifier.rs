@@ -15,6 +15,7 @@
 
 use super::config::{Cell, ModelConfig};
 use super::{Model, ParamTable};
+use crate::backend::checks;
 use crate::backend::reference::cross_entropy::probabilities;
 use crate::backend::{
     CrossEntropyBackward, CrossEntropyDims, CrossEntropyForward, DenseBackward, DenseDims, DenseForward,
@@ -440,14 +441,7 @@ pub fn to_time_major<'a>(rows: impl Iterator<Item = &'a [u32]> + Clone, t: usize
 /// # Errors
 /// [`Error::Shape`] if a row is not below the number of examples; both buffers are as they were then.
 pub fn gather(examples: &Examples, rows: &[u32], ids: &mut Vec<u32>, labels: &mut Vec<u32>) -> Result<()> {
-    if let Some(at) = rows.iter().position(|&row| row as usize >= examples.rows()) {
-        return Err(Error::Shape {
-            op: "gather",
-            what: "rows [B]",
-            expected: format!("below {}, the number of examples, at every index", examples.rows()),
-            found: format!("{} at index {at}", rows[at]),
-        });
-    }
+    checks::rows(rows, examples.rows())?;
     to_time_major(rows.iter().map(|&row| examples.row(row as usize)), examples.t, ids);
     labels.clear();
     labels.extend(rows.iter().map(|&row| examples.y[row as usize]));

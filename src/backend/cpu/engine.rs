@@ -19,10 +19,10 @@ use super::block::{
 use super::simd::{Kernel, Simd};
 use super::tile::GATES;
 use super::{Cpu, processor_name};
-use crate::backend::host::check_state;
+use crate::backend::checks;
 use crate::backend::{AdamConfig, DeviceInfo, Engine, Part, Parts, StepState, TrainState};
 use crate::data::Examples;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::metrics::Metrics;
 use crate::model::Model;
 
@@ -127,7 +127,7 @@ impl CpuEngine {
     fn loaded(&mut self) -> Result<(&Cpu, &mut Loaded)> {
         match &mut self.loaded {
             Some(loaded) => Ok((&self.cpu, loaded)),
-            None => Err(Error::Failed("the engine holds no model; call load first".into())),
+            None => Err(checks::no_model()),
         }
     }
 }
@@ -143,7 +143,7 @@ impl Engine for CpuEngine {
     }
 
     fn load(&mut self, model: &Model, state: &TrainState, adam: AdamConfig, parts: Parts<'_>) -> Result<()> {
-        check_state(model, state)?;
+        checks::state(model, state)?;
         for examples in [parts.train, parts.validation, parts.test].into_iter().flatten() {
             examples.check(model.config.vocab, model.config.classes)?;
         }
@@ -221,7 +221,7 @@ impl Engine for CpuEngine {
 
     fn write_state(&mut self, state: &TrainState) -> Result<()> {
         let (cpu, loaded) = self.loaded()?;
-        check_state(&loaded.model, state)?;
+        checks::state(&loaded.model, state)?;
         loaded.write(cpu, state);
         Ok(())
     }
@@ -535,29 +535,10 @@ impl Loaded {
     /// One batch: forward, loss, backward, Adam.
     fn step(&mut self, cpu: &Cpu, step: &StepState) -> Result<()> {
         let Some(train) = &self.train else {
-            return Err(Error::Failed(
-                "the engine holds no training examples; load it with Parts::train".into(),
-            ));
+            return Err(checks::no_training_examples());
         };
-        let start = step.batch_start as usize;
-        let batch =
-            self.order.get(start..start.saturating_add(step.rows as usize)).ok_or_else(|| Error::Shape {
-                op: "train",
-                what: "step",
-                expected: format!(
-                    "rows within the order's {}; call set_order for each epoch",
-                    self.order.len()
-                ),
-                found: format!("{} rows from {start}", step.rows),
-            })?;
-        if let Some(at) = batch.iter().position(|&row| row as usize >= train.rows()) {
-            return Err(Error::Shape {
-                op: "gather",
-                what: "rows [B]",
-                expected: format!("below {}, the number of examples, at every index", train.rows()),
-                found: format!("{} at index {at}", batch[at]),
-            });
-        }
+        let batch = checks::batch(&self.order, step)?;
+        checks::rows(batch, train.rows())?;
         step.check()?;
         let (d, t, rows, isa) = (self.sizes, train.t, batch.len(), cpu.isa());
         let plan = Plan::new(d, rows);
@@ -744,7 +725,7 @@ impl Loaded {
             Part::Test => &self.test,
         };
         let Some(examples) = examples else {
-            return Err(Error::Failed(format!("the engine holds no {part:?} examples; load it with Parts")));
+            return Err(checks::no_examples(part));
         };
         let (rows, tokens) = (examples.rows(), examples.x.len());
         self.project(cpu, tokens);
@@ -795,15 +776,7 @@ impl Loaded {
         if rows == 0 {
             return Ok(Vec::new());
         }
-        let t = x.len() / rows;
-        if t == 0 || t * rows != x.len() {
-            return Err(Error::Shape {
-                op: "predict",
-                what: "x [rows,T]",
-                expected: format!("a multiple of {rows} ids, at least one a row"),
-                found: x.len().to_string(),
-            });
-        }
+        let t = checks::width(x, rows)?;
         super::check_ids("embedding_forward", "ids [n]", "V", self.model.config.vocab, x)?;
         self.project(cpu, x.len());
         let (d, isa) = (self.sizes, cpu.isa());

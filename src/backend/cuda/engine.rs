@@ -12,7 +12,7 @@ use super::cross_entropy::{self, Losses, MetricSums};
 use super::graph::Graph;
 use super::lstm_sequence::{self, Plan, Trace, Weights};
 use super::{Clip, Cuda, adam, dense, embedding, fill};
-use crate::backend::host::check_state;
+use crate::backend::checks;
 use crate::backend::{
     AdamConfig, CrossEntropyDims, DenseDims, DeviceInfo, EmbeddingDims, Engine, Part, Parts, SequenceDims,
     StepState, TrainState,
@@ -63,7 +63,7 @@ impl CudaEngine {
     fn loaded(&mut self) -> Result<(Arc<Context>, &mut Loaded)> {
         match &mut self.loaded {
             Some(loaded) => Ok((self.cuda.ctx.clone(), loaded)),
-            None => Err(Error::Failed("the engine holds no model; call load first".into())),
+            None => Err(checks::no_model()),
         }
     }
 }
@@ -599,28 +599,12 @@ impl Loaded {
     /// Checks a step against the order and the data set, as a host back end does when it gathers.
     fn check_step(&self, train: &Resident, step: &StepState) -> Result<()> {
         step.check()?;
-        let start = step.batch_start as usize;
-        let rows = self.order.get(start..start.saturating_add(step.rows as usize));
-        let rows = rows.ok_or_else(|| Error::Shape {
-            op: "train",
-            what: "step",
-            expected: format!("rows within the order's {}; call set_order for each epoch", self.order.len()),
-            found: format!("{} rows from {start}", step.rows),
-        })?;
-        match rows.iter().position(|&row| row as usize >= train.rows) {
-            None => Ok(()),
-            Some(at) => Err(Error::Shape {
-                op: "gather",
-                what: "rows [B]",
-                expected: format!("below {}, the number of examples, at every index", train.rows),
-                found: format!("{} at index {at}", rows[at]),
-            }),
-        }
+        checks::rows(checks::batch(&self.order, step)?, train.rows)
     }
 
     /// Launches everything of one step of `d.rows` rows: what is recorded.
     fn step(&mut self, ctx: &Context, d: &Dims, plan: &Plan, clips: bool) -> Result<()> {
-        let Some(train) = &self.train else { return Err(no_training_examples()) };
+        let Some(train) = &self.train else { return Err(checks::no_training_examples()) };
         let Places { layer, .. } = &self.places;
         let at = adam::At { steps: self.steps.view(), cursor: self.cursor.view() };
         let params = self.params.view();
@@ -657,7 +641,7 @@ impl Loaded {
 
     fn train(&mut self, ctx: &Context, steps: &[StepState], recorded: &mut u64) -> Result<()> {
         let Some(train) = &self.train else {
-            return if steps.is_empty() { Ok(()) } else { Err(no_training_examples()) };
+            return if steps.is_empty() { Ok(()) } else { Err(checks::no_training_examples()) };
         };
         let t = train.t;
         for step in steps {
@@ -711,7 +695,7 @@ impl Loaded {
 
     fn evaluate(&mut self, ctx: &Context, part: Part, batch_size: usize) -> Result<Metrics> {
         let Some((all, t)) = self.part(part).map(|part| (part.rows, part.t)) else {
-            return Err(Error::Failed(format!("the engine holds no {part:?} examples; load it with Parts")));
+            return Err(checks::no_examples(part));
         };
         let batch_size = batch_size.max(1);
         let chunk = chunk(&self.dims(batch_size, t)).min(all);
@@ -740,15 +724,7 @@ impl Loaded {
         if rows == 0 {
             return Ok(Vec::new());
         }
-        let t = x.len() / rows;
-        if t == 0 || t * rows != x.len() {
-            return Err(Error::Shape {
-                op: "predict",
-                what: "x [rows,T]",
-                expected: format!("a multiple of {rows} ids, at least one a row"),
-                found: x.len().to_string(),
-            });
-        }
+        let t = checks::width(x, rows)?;
         let ModelConfig { vocab, classes, .. } = self.model.config;
         if let Some(at) = x.iter().position(|&id| id as usize >= vocab) {
             return Err(Error::Shape {
@@ -780,17 +756,13 @@ fn chunk(d: &Dims) -> usize {
     d.rows.saturating_mul((rows / d.rows.max(1)).max(1))
 }
 
-fn no_training_examples() -> Error {
-    Error::Failed("the engine holds no training examples; load it with Parts::train".into())
-}
-
 impl Engine for CudaEngine {
     fn info(&self) -> DeviceInfo {
         self.cuda.info()
     }
 
     fn load(&mut self, model: &Model, state: &TrainState, adam: AdamConfig, parts: Parts<'_>) -> Result<()> {
-        check_state(model, state)?;
+        checks::state(model, state)?;
         for examples in [parts.train, parts.validation, parts.test].into_iter().flatten() {
             examples.check(model.config.vocab, model.config.classes)?;
         }
@@ -849,7 +821,7 @@ impl Engine for CudaEngine {
 
     fn write_state(&mut self, state: &TrainState) -> Result<()> {
         let (ctx, loaded) = self.loaded()?;
-        check_state(&loaded.model, state)?;
+        checks::state(&loaded.model, state)?;
         upload(&ctx, "the parameters", loaded.params.view_mut(), &state.params)?;
         upload(&ctx, "Adam's first moment", loaded.m.view_mut(), &state.m)?;
         upload(&ctx, "Adam's second moment", loaded.v.view_mut(), &state.v)?;

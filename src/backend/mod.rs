@@ -5,9 +5,9 @@
 //!   [`train`](crate::train) uses. A back end is free to fuse a whole step behind it and to keep data, order and
 //!   metrics on a device.
 //!
-//! [`mod@reference`] is the oracle (plain loops in f32 or f64), [`cpu`] the one for machines without a GPU. Both get
-//! their engine from [`host::HostEngine`], which composes a step out of `Ops`. `cuda` (a feature of that name, on by
-//! default) drives GPUs with kernels of its own.
+//! [`mod@reference`] is the oracle (plain loops in f32 or f64); [`host::HostEngine`] composes its engine's steps out of
+//! `Ops`. [`cpu`] is for machines without a GPU: its engine fuses a whole step, its `Ops` are made of the same tiles.
+//! `cuda` (a feature of that name, on by default) drives GPUs with kernels of its own.
 
 pub(crate) mod checks;
 pub mod cpu;

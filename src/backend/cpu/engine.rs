@@ -1,7 +1,7 @@
 //! The engine of the CPU: a training step in two fused phases on all threads.
 //!
 //! 1. Blocks of batch rows go forward, through the loss and back in time, each with the gradient of the recurrent and
-//!    the dense layer summed for itself ([`block`](super::block)); one more task chains the batch's tokens by id.
+//!    the dense layer summed for itself (`block`); one more task chains the batch's tokens by id.
 //! 2. Adam: pieces of the embedding, whose touched rows sum their tokens' gradients in the order of the tokens; the
 //!    recurrent layer's panels, which sum the blocks' parts in their order and lay down the transposes for the next
 //!    step; the dense layer.
@@ -38,8 +38,8 @@ const SHARED_GRADIENT: usize = 1 << 17;
 const MAX_PARTIALS: usize = 16;
 /// Pieces that the embedding is cut into for Adam.
 const PIECES: usize = 24;
-/// Largest projected table, in elements (64 MiB), and the tokens a table must be worth.
-const MAX_TABLE: usize = 1 << 24;
+/// Largest projected table, in elements: 32 MiB. It is made once as many tokens as it has rows are asked for.
+const MAX_TABLE: usize = 1 << 23;
 /// The end of a chain of tokens, and a row without one.
 const NONE: u32 = 0;
 
@@ -181,7 +181,7 @@ impl Engine for CpuEngine {
             tokens: 0,
             state: State::default(),
         };
-        loaded.write(&self.cpu, state);
+        loaded.write(state);
         self.loaded = Some(loaded);
         Ok(())
     }
@@ -220,9 +220,9 @@ impl Engine for CpuEngine {
     }
 
     fn write_state(&mut self, state: &TrainState) -> Result<()> {
-        let (cpu, loaded) = self.loaded()?;
+        let (_, loaded) = self.loaded()?;
         checks::state(&loaded.model, state)?;
-        loaded.write(cpu, state);
+        loaded.write(state);
         Ok(())
     }
 }
@@ -476,7 +476,7 @@ struct Between<'a>(usize, &'a mut [f32]);
 
 impl Loaded {
     /// Takes a state in the model's layout.
-    fn write(&mut self, cpu: &Cpu, state: &TrainState) {
+    fn write(&mut self, state: &TrainState) {
         let d = self.sizes;
         for (arena, embeddings, cell, dense) in [
             (&state.params, &mut self.embeddings.p, &mut self.cell.p, &mut self.dense.p),
@@ -502,7 +502,6 @@ impl Loaded {
         self.t = state.t;
         self.table_is_valid = false;
         self.tokens = 0;
-        let _ = cpu;
     }
 
     /// The state in the model's layout.

@@ -1,7 +1,7 @@
 //! The threaded CPU back end, in f32.
 //!
-//! [`CpuEngine`] trains, evaluates and predicts with everything fused and weights packed (see [`block`]); [`Cpu`] has the
-//! operations one by one. Both are made of the same register tiles ([`tile`]) and activations on vectors ([`simd`]),
+//! [`CpuEngine`] trains, evaluates and predicts with everything fused and weights packed (`block`); [`Cpu`] has the
+//! operations one by one. Both are made of the same register tiles (`tile`) and activations on vectors (`simd`),
 //! compiled for AVX-512, for AVX2 with FMA and for the baseline of the processor family, and chosen when the program runs.
 //! Work is cut into tasks whose number and size depend on shapes alone, and what tasks sum is added up in their order:
 //! on one instruction set the results have the same bits on any number of threads.

@@ -383,7 +383,7 @@ impl Built {
     /// Compiles everything. Architectures that are only in the table are left out where `committed` has its rows from
     /// the same compiler, unless `all`.
     fn compile(nvrtc: &Nvrtc, tree: &Tree, committed: Option<&Committed>, all: bool) -> Result<Self> {
-        let library = &nvrtc.library;
+        let Nvrtc { library, .. } = nvrtc;
         if library.is_absolute() {
             println!("cargo::rerun-if-changed={}", library.display());
         }

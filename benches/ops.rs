@@ -4,7 +4,7 @@
 //!
 //! * Before a row is timed its answer is compared with the f64 oracle's, by the parity tests' own code.
 //! * `GFLOP/s`: 10^9 flops, two for each multiply-add of a product; activations are not counted. `GB/s`: 10^9 compulsory
-//!   bytes, each input read once and each output written once (`work/mod.rs`).
+//!   bytes, each input read once and each output written once (`costs/mod.rs`).
 //! * Rows of a GPU are timed by the device's own clock, from before the first to after the last call of a sample, with
 //!   everything on the device already. Where a call is shorter than it takes to launch, that is what is measured.
 //! * Each row calls again and again with the same buffers: small shapes measure the cache, not memory. What accumulates
@@ -27,6 +27,7 @@ mod harness;
 
 #[path = "../tests/parity/adam.rs"]
 mod adam;
+mod costs;
 #[path = "../tests/parity/cross_entropy.rs"]
 mod cross_entropy;
 #[path = "../tests/parity/dense.rs"]
@@ -41,12 +42,11 @@ mod lstm_cell;
 mod lstm_sequence;
 #[path = "../tests/parity/matmul.rs"]
 mod matmul;
-mod work;
 
+use costs::{Work, cells};
 use harness::{Buffers, Random, verify};
-use work::{Work, cells};
 
-/// The size (see [`work::size`]) up to which the oracle is timed, and shapes are checked in test mode: some 50 ms of plain
+/// The size (see [`costs::size`]) up to which the oracle is timed, and shapes are checked in test mode: some 50 ms of plain
 /// loops.
 const SMALL: usize = 25_000_000;
 
@@ -156,13 +156,13 @@ struct Rows<'a> {
 impl Bench {
     /// The rows of `P` at a shape, unless they are too many for test mode.
     fn rows<P: Work>(&mut self, shape: &str, case: &P::Case) -> Option<Rows<'_>> {
-        if self.quick && work::size::<P>(case) > SMALL {
+        if self.quick && costs::size::<P>(case) > SMALL {
             return None;
         }
         let name = format!("{}/{shape}", P::NAME);
         let mut group = self.criterion.benchmark_group(&name);
-        let (read, written) = work::bytes::<P>(case);
-        group.throughput(match work::flops::<P>(case) {
+        let (read, written) = costs::bytes::<P>(case);
+        group.throughput(match costs::flops::<P>(case) {
             0 => Throughput::Bytes(read + written),
             elements => Throughput::ElementsAndBytes { elements, bytes: read + written },
         });
@@ -181,7 +181,7 @@ impl Rows<'_> {
     /// A row for each machine. `how` begins their names.
     fn add<P: Work>(&mut self, how: &str, case: &P::Case) {
         let machines = self.machines;
-        if work::size::<P>(case) <= SMALL {
+        if costs::size::<P>(case) <= SMALL {
             self.host::<P, _>(&format!("{how}reference"), &machines.reference, case);
         }
         for cpu in &machines.cpus {

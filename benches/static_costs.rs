@@ -22,6 +22,7 @@ mod harness;
 
 #[path = "../tests/parity/adam.rs"]
 mod adam;
+mod costs;
 #[path = "../tests/parity/cross_entropy.rs"]
 mod cross_entropy;
 #[path = "../tests/parity/dense.rs"]
@@ -36,10 +37,9 @@ mod lstm_cell;
 mod lstm_sequence;
 #[path = "../tests/parity/matmul.rs"]
 mod matmul;
-mod work;
 
+use costs::{Work, cells};
 use harness::{Buffers, Random, verify};
-use work::{Work, cells};
 
 /// Bytes of a sector, the least that a GPU moves.
 const SECTOR: u64 = 32;
@@ -135,7 +135,7 @@ impl Report<'_> {
         let mut all = KernelCounters::default();
         counters.kernels.values().for_each(|k| all.add(k));
         let multiply_adds = P::multiply_adds(case) as u64;
-        let (read, written) = work::bytes::<P>(case);
+        let (read, written) = costs::bytes::<P>(case);
         let (loaded, stored) = (SECTOR * all.global_load_sectors, SECTOR * all.global_store_sectors);
         let _ = writeln!(
             self.operations,
@@ -329,7 +329,7 @@ fn main() {
     let Report { operations, kernels, .. } = report;
     let (host, engine_kernels) = engine(soft, open(), quick);
     let text = format!(
-        include_str!("work/static_costs.md"),
+        include_str!("costs/static_costs.md"),
         date = says("date", &["-u", "+%F"]),
         commit = says("git", &["rev-parse", "--short", "HEAD"]),
         rustc = says("rustc", &["--version"]),

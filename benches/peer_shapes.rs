@@ -11,7 +11,7 @@
 
 use clap::Parser;
 use recurve::backend::{AdamConfig, Device, Engine, Part, Parts, StepState, TrainState};
-use recurve::checkpoint::Weights;
+use recurve::interchange::Weights;
 use recurve::data::npz::{NpzArchive, Values};
 use recurve::data::{DataOptions, Examples, Source, batch};
 use recurve::metrics::Metrics;

@@ -2,17 +2,16 @@
 //!
 //! Tensors: every parameter under its name in the [`ParamTable`](crate::model::ParamTable), `adam/m/…` and `adam/v/…`
 //! of the same shapes, and `data/train_rows`, the sorted fingerprints of the training rows. Everything else is JSON
-//! under the one metadata key `recurve`, so that equal models are equal bytes. [`Weights`] are the parameters alone,
-//! as Keras lays them out, in `.npz` or `.safetensors`.
+//! under the one metadata key `recurve`, so that equal models are equal bytes. Files for other programs, and theirs, are
+//! in [`interchange`](crate::interchange).
 
 use crate::backend::{AdamConfig, TrainState};
-use crate::data::npz;
 use crate::data::text::Vocabulary;
 use crate::data::{self, DataOptions, Dataset, Encoding, Words, row_fingerprint};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::metrics::{EpochMetrics, Metrics};
-use crate::model::{Cell, Model, ModelConfig};
+use crate::model::{Model, ModelConfig};
 use crate::options::TrainOptions;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
@@ -56,7 +55,7 @@ pub struct Checkpoint {
     pub data: DataOptions,
     /// The data set's short name.
     pub data_name: String,
-    /// The data set's hash.
+    /// The data set's hash; empty for a model from elsewhere.
     pub data_sha256: String,
     /// Sorted [`row_fingerprint`]s of the training rows.
     pub train_rows: Vec<u32>,
@@ -84,12 +83,40 @@ struct Header {
     progress: Progress,
 }
 
-#[derive(Serialize, Deserialize)]
+/// [`Words`] as JSON.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum HeaderWords {
+pub(crate) enum HeaderWords {
     Known(Vec<String>),
     ImdbIndex,
     Prepared,
+}
+
+impl From<&Words> for HeaderWords {
+    fn from(words: &Words) -> Self {
+        match words {
+            Words::Known(vocabulary) => Self::Known(vocabulary.words().to_vec()),
+            Words::ImdbIndex => Self::ImdbIndex,
+            Words::Prepared => Self::Prepared,
+        }
+    }
+}
+
+impl HeaderWords {
+    /// The words, if their ids fit an embedding of `vocab` rows.
+    pub(crate) fn open(self, vocab: usize) -> std::result::Result<Words, String> {
+        match self {
+            Self::Known(words) => {
+                let vocabulary = Vocabulary::from_words(words).map_err(|e| e.to_string())?;
+                if vocabulary.ids() > vocab {
+                    return Err(format!("{} ids for an embedding of {vocab}", vocabulary.ids()));
+                }
+                Ok(Words::Known(vocabulary))
+            }
+            Self::ImdbIndex => Ok(Words::ImdbIndex),
+            Self::Prepared => Ok(Words::Prepared),
+        }
+    }
 }
 
 impl Checkpoint {
@@ -132,11 +159,7 @@ impl Checkpoint {
             adam: self.adam,
             step: self.state.t,
             maxlen: self.encoding.maxlen,
-            words: match &self.encoding.words {
-                Words::Known(vocabulary) => HeaderWords::Known(vocabulary.words().to_vec()),
-                Words::ImdbIndex => HeaderWords::ImdbIndex,
-                Words::Prepared => HeaderWords::Prepared,
-            },
+            words: HeaderWords::from(&self.encoding.words),
             classes: self.classes.clone(),
             data: self.data.clone(),
             data_name: self.data_name.clone(),
@@ -154,7 +177,7 @@ impl Checkpoint {
         let rows = little_endian(self.train_rows.iter().map(|row| row.to_le_bytes()));
         let shape = vec![self.train_rows.len()];
         tensors.push((TRAIN_ROWS.to_string(), Tensor { dtype: Dtype::U32, shape, bytes: rows }));
-        to_safetensors(&tensors, Some(json))
+        to_safetensors(&tensors, Some((KEY, json)))
     }
 
     /// Reads a model file.
@@ -205,20 +228,8 @@ impl Checkpoint {
             );
             return Err(bad("progress", found));
         }
-        let words = match header.words {
-            HeaderWords::Known(words) => {
-                let vocabulary =
-                    Vocabulary::from_words(words).map_err(|e| bad("vocabulary", e.to_string()))?;
-                if vocabulary.ids() > header.config.vocab {
-                    let found =
-                        format!("{} ids for an embedding of {}", vocabulary.ids(), header.config.vocab);
-                    return Err(bad("vocabulary", found));
-                }
-                Words::Known(vocabulary)
-            }
-            HeaderWords::ImdbIndex => Words::ImdbIndex,
-            HeaderWords::Prepared => Words::Prepared,
-        };
+        let words =
+            header.words.open(header.config.vocab).map_err(|message| bad("vocabulary", message))?;
         let tensors = SafeTensors::deserialize(bytes).map_err(|e| bad("", e.to_string()))?;
         let arena = |prefix| read_arena(&model, &tensors, prefix).map_err(|message| bad("tensors", message));
         let state =
@@ -259,6 +270,11 @@ impl Checkpoint {
             Words::Known(vocabulary) => Some(vocabulary.clone()),
             Words::ImdbIndex | Words::Prepared => None,
         };
+        if self.data_sha256.is_empty() {
+            return Err(Error::Failed(
+                "the model's file does not say what it was trained on; name a labelled file to measure it on".into(),
+            ));
+        }
         let dataset = data::load(&self.data, vocabulary)?;
         if dataset.sha256 != self.data_sha256 {
             return Err(Error::Failed(format!(
@@ -276,138 +292,29 @@ impl Checkpoint {
     }
 }
 
-/// Parameters alone, with the shapes they imply.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Weights {
-    /// The model they fit.
-    pub model: Model,
-    /// The arena.
-    pub params: Vec<f32>,
+/// True if these bytes are a safetensors file with our configuration in it.
+pub(crate) fn is_model_file(bytes: &[u8]) -> bool {
+    SafeTensors::read_metadata(bytes)
+        .is_ok_and(|(_, metadata)| metadata.metadata().as_ref().is_some_and(|m| m.contains_key(KEY)))
 }
 
-/// The file formats of [`Weights`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WeightsFormat {
-    /// A NumPy archive.
-    Npz,
-    /// Safetensors.
-    Safetensors,
+/// True if a model file's tensor is no parameter.
+pub(crate) fn is_training_state(name: &str) -> bool {
+    name.starts_with("adam/") || name == TRAIN_ROWS
 }
 
-impl WeightsFormat {
-    /// From the file name's extension.
-    pub fn of(path: &Path, flag: &str) -> Result<Self> {
-        match path.extension().and_then(|e| e.to_str()) {
-            Some("npz") => Ok(Self::Npz),
-            Some("safetensors") => Ok(Self::Safetensors),
-            _ => Err(Error::usage(
-                flag,
-                format!("{} does not end in .npz or .safetensors, the formats of weights", path.display()),
-            )),
-        }
-    }
-}
-
-impl Weights {
-    /// Reads Keras-layout weights, or the parameters of a model file; shapes are inferred.
-    pub fn load(path: &Path) -> Result<Self> {
-        let found: HashMap<String, (Vec<usize>, Vec<f32>)> = match WeightsFormat::of(path, "--init")? {
-            WeightsFormat::Npz => {
-                let mut archive = npz::NpzArchive::open(path)?;
-                let mut found = HashMap::new();
-                let names: Vec<String> = archive.names().map(String::from).collect();
-                for name in names {
-                    let array = archive.read(&name)?;
-                    let npz::Values::Float(values) = array.values else {
-                        return Err(archive.error(&name, "not floating-point numbers, so no weights"));
-                    };
-                    found.insert(name, (array.shape, values.into_iter().map(|x| x as f32).collect()));
-                }
-                found
-            }
-            WeightsFormat::Safetensors => {
-                let bytes = std::fs::read(path).map_err(Error::io(path, "read"))?;
-                let tensors = SafeTensors::deserialize(&bytes)
-                    .map_err(|e| Error::format(path, "", format!("not a safetensors file: {e}")))?;
-                let mut found = HashMap::new();
-                for name in tensors.names() {
-                    if name.starts_with("adam/") || name == TRAIN_ROWS {
-                        continue;
-                    }
-                    let view = tensors.tensor(name).map_err(|e| Error::format(path, name, e.to_string()))?;
-                    let values = floats(&view).map_err(|message| Error::format(path, name, message))?;
-                    found.insert(name.to_string(), (view.shape().to_vec(), values));
-                }
-                found
-            }
-        };
-        let shape = |name: &str, axes: usize| match found.get(name) {
-            Some((shape, _)) if shape.len() == axes => Ok(shape),
-            Some((shape, _)) => {
-                Err(Error::format(path, name, format!("shape {shape:?}, expected {axes} axes")))
-            }
-            None => {
-                let mut names: Vec<&str> = found.keys().map(String::as_str).collect();
-                names.sort_unstable();
-                Err(Error::format(path, "", format!("no array {name}; found {names:?}")))
-            }
-        };
-        let embeddings = shape("embedding/embeddings", 2)?;
-        let config = ModelConfig {
-            vocab: embeddings[0],
-            embed: embeddings[1],
-            cell: Cell::Lstm,
-            hidden: shape("lstm/recurrent_kernel", 2)?[0],
-            layers: 1,
-            classes: shape("dense/bias", 1)?[0],
-        };
-        let model = Model::new(config).map_err(|e| Error::format(path, "", e.to_string()))?;
-        let mut params = Vec::new();
-        for spec in model.table.specs() {
-            let (found_shape, values) = found
-                .get(spec.name)
-                .ok_or_else(|| Error::format(path, "", format!("no array {}", spec.name)))?;
-            if *found_shape != spec.shape {
-                let message =
-                    format!("shape {found_shape:?}, expected {:?} beside the other arrays", spec.shape);
-                return Err(Error::format(path, spec.name, message));
-            }
-            params.extend_from_slice(values);
-        }
-        Ok(Self { model, params })
-    }
-
-    /// Writes the parameters under Keras' names, as the extension says.
-    pub fn save(&self, path: &Path) -> Result<()> {
-        match WeightsFormat::of(path, "--to")? {
-            WeightsFormat::Npz => {
-                let arrays: Vec<npz::Output<'_>> = self
-                    .model
-                    .table
-                    .specs()
-                    .iter()
-                    .map(|spec| npz::Output {
-                        name: spec.name,
-                        shape: &spec.shape,
-                        values: &self.params[spec.range()],
-                    })
-                    .collect();
-                npz::write_npz(path, &arrays, false)
-            }
-            WeightsFormat::Safetensors => {
-                let bytes = arena_tensors(&self.model, "", &self.params)
-                    .and_then(|tensors| to_safetensors(&tensors, None))
-                    .map_err(|message| Error::format(path, "", message))?;
-                files::write_bytes(path, &bytes)
-            }
-        }
-    }
-}
-
-struct Tensor {
+/// A tensor to write.
+pub(crate) struct Tensor {
     dtype: Dtype,
     shape: Vec<usize>,
     bytes: Vec<u8>,
+}
+
+impl Tensor {
+    pub(crate) fn f32(shape: Vec<usize>, values: &[f32]) -> Self {
+        let bytes = little_endian(values.iter().map(|x| x.to_le_bytes()));
+        Self { dtype: Dtype::F32, shape, bytes }
+    }
 }
 
 fn little_endian(words: impl Iterator<Item = [u8; 4]>) -> Vec<u8> {
@@ -427,15 +334,15 @@ fn arena_tensors(
         .specs()
         .iter()
         .map(|spec| {
-            let bytes = little_endian(arena[spec.range()].iter().map(|x| x.to_le_bytes()));
-            (format!("{prefix}{}", spec.name), Tensor { dtype: Dtype::F32, shape: spec.shape.clone(), bytes })
+            (format!("{prefix}{}", spec.name), Tensor::f32(spec.shape.clone(), &arena[spec.range()]))
         })
         .collect())
 }
 
-fn to_safetensors(
+/// A safetensors file of these tensors, with one entry of metadata. Equal tensors give equal bytes.
+pub(crate) fn to_safetensors(
     tensors: &[(String, Tensor)],
-    json: Option<String>,
+    entry: Option<(&str, String)>,
 ) -> std::result::Result<Vec<u8>, String> {
     let mut views = Vec::with_capacity(tensors.len());
     for (name, tensor) in tensors {
@@ -443,11 +350,12 @@ fn to_safetensors(
             TensorView::new(tensor.dtype, tensor.shape.clone(), &tensor.bytes).map_err(|e| e.to_string())?;
         views.push((name.as_str(), view));
     }
-    let metadata = json.map(|json| HashMap::from([(KEY.to_string(), json)]));
+    let metadata = entry.map(|(key, json)| HashMap::from([(key.to_string(), json)]));
     safetensors::serialize(views, metadata).map_err(|e| e.to_string())
 }
 
-fn floats(view: &TensorView<'_>) -> std::result::Result<Vec<f32>, String> {
+/// The values of a tensor of F32 or F64.
+pub(crate) fn floats(view: &TensorView<'_>) -> std::result::Result<Vec<f32>, String> {
     match view.dtype() {
         Dtype::F32 => {
             Ok(view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
@@ -457,7 +365,7 @@ fn floats(view: &TensorView<'_>) -> std::result::Result<Vec<f32>, String> {
             .chunks_exact(8)
             .map(|b| f64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]) as f32)
             .collect()),
-        other => Err(format!("type {other:?}, expected F32 or F64")),
+        other => Err(format!("type {other:?}, expected F32 or F64; convert it to float32 and save again")),
     }
 }
 

@@ -7,7 +7,7 @@
 //! | [`model`] | shapes, the table of parameters over one flat arena, initialisers, the step composed of operations |
 //! | [`backend`] | the two traits ([`backend::Ops`], [`backend::Engine`]) and what stands behind them |
 //! | [`train`](mod@train) | the epoch loop; [`options`]: what a user chooses of it |
-//! | [`checkpoint`] | model files |
+//! | [`checkpoint`] | model files; [`interchange`]: those of Keras, PyTorch and ONNX; [`archive`]: ZIP files, checked |
 //! | [`tuning`] | launch constants of the CUDA kernels |
 //! | [`metrics`] | loss, accuracy, confusion matrix, AUC |
 //! | [`tuning`] | the launch constants of the CUDA kernels |
@@ -23,11 +23,13 @@
 //! 5. Adam walks parameters, gradients and moments in one pass.
 //! 6. [`checkpoint`] writes and reads it under its name; so do weight import and export.
 
+pub mod archive;
 pub mod backend;
 pub mod checkpoint;
 pub mod data;
 pub mod error;
 pub mod files;
+pub mod interchange;
 pub mod metrics;
 pub mod model;
 pub mod options;

@@ -5,9 +5,10 @@
 #![allow(clippy::unwrap_used)]
 
 use recurve::backend::AdamConfig;
-use recurve::checkpoint::{Checkpoint, Weights};
+use recurve::checkpoint::Checkpoint;
 use recurve::data::text::Vocabulary;
 use recurve::data::{self, DataOptions, Source, Words};
+use recurve::interchange::Weights;
 use recurve::metrics::Metrics;
 use recurve::model::{Model, ModelConfig};
 use recurve::rng::{Purpose, Rng};

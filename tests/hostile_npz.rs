@@ -7,7 +7,8 @@
 #![allow(clippy::unwrap_used)]
 
 use recurve::data::imdb;
-use recurve::data::npz::{LARGE_MEMBER, MAX_MEMBERS, NpzArchive};
+use recurve::archive::{LARGE_MEMBER, MAX_MEMBERS};
+use recurve::data::npz::NpzArchive;
 use recurve::rng::{Purpose, Rng};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;

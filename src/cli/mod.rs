@@ -12,6 +12,7 @@ mod train;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use recurve::backend::{Device, Engine, Parts};
 use recurve::checkpoint::Checkpoint;
+use recurve::interchange::load_model;
 use recurve::run::Run;
 use recurve::{Error, Result};
 use std::io::Write;
@@ -36,7 +37,7 @@ enum Command {
     Eval(eval::EvalArgs),
     /// Classify raw text: arguments, lines of standard input, or a file
     Predict(predict::PredictArgs),
-    /// Write a model's weights for other programs
+    /// Write a model for other programs: Keras, PyTorch, ONNX, NumPy
     Export(export::ExportArgs),
     /// Show what this program and its models are
     Info(info::InfoArgs),
@@ -48,7 +49,8 @@ enum Command {
 /// Which model: shared by every command that uses one.
 #[derive(Args, Debug)]
 struct ModelArgs {
-    /// Model file [default: the best model of the newest run]
+    /// Model file, or one of Keras' (.keras, .weights.h5) or PyTorch's (.safetensors) [default: the best model of the
+    /// newest run]
     #[arg(long, value_name = "MODEL")]
     model: Option<PathBuf>,
     /// Folder of the runs
@@ -66,7 +68,7 @@ impl ModelArgs {
 
     fn load(&self) -> Result<(PathBuf, Checkpoint)> {
         let path = self.path()?;
-        let checkpoint = Checkpoint::load(&path)?;
+        let checkpoint = load_model(&path)?;
         Ok((path, checkpoint))
     }
 }

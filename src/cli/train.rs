@@ -4,10 +4,11 @@ use super::progress::Progress;
 use super::{DeviceArgs, Given, fraction, in_range, interrupted, say};
 use clap::Args;
 use recurve::backend::{AdamConfig, DeviceInfo};
-use recurve::checkpoint::{Checkpoint, Weights};
+use recurve::checkpoint::Checkpoint;
 use recurve::data::baseline::{Baselines, baselines};
 use recurve::data::batch::Side;
 use recurve::data::{self, DataOptions, Dataset, Source, Words};
+use recurve::interchange::{Weights, load_model};
 use recurve::metrics::Metrics;
 use recurve::model::{Model, ModelConfig};
 use recurve::run::Run;
@@ -84,7 +85,7 @@ pub struct TrainArgs {
     seed: u64,
     #[command(flatten)]
     device: DeviceArgs,
-    /// Start from these weights (.npz or .safetensors, Keras' layout; or a model file); they give the shapes
+    /// Start from these weights (.npz, .keras, .weights.h5, .safetensors; or a model file); they give the shapes
     #[arg(long, value_name = "WEIGHTS")]
     init: Option<PathBuf>,
     /// Write the final model here too (.safetensors)
@@ -339,8 +340,8 @@ fn start(args: &TrainArgs, given: &Given) -> Result<(Checkpoint, Dataset)> {
             }
             options.num_words = config.vocab;
             options.classes = Some(config.classes);
-            // A model file brings its words along: the ids of its embedding mean nothing without them.
-            if let Ok(Checkpoint { encoding, .. }) = Checkpoint::load(path)
+            // A model may bring its words along: the ids of its embedding mean nothing without them.
+            if let Ok(Checkpoint { encoding, .. }) = load_model(path)
                 && let Words::Known(known) = encoding.words
             {
                 vocabulary = Some(known);

@@ -1,31 +1,23 @@
 //! `.npz` archives and `.npy` arrays, validated before anything is parsed or allocated.
 //!
-//! A `.npz` file is a ZIP archive of `.npy` members. The `zip` crate walks the archive, `npyz` decodes numbers, and
-//! [`pickle`] reads object arrays; but each of them sees only what was checked here first:
-//! * the archive's end record, before a directory is allocated by its count ([`MAX_MEMBERS`]);
-//! * a member's sizes, against the file's length and against what deflate can yield ([`DEFLATE_RATIO`]);
-//! * the `.npy` header, by a small parser of its own. `npyz` is handed a header that was written here, never the
-//!   file's, because nested brackets cost its parser exponential time and a declared length gigabytes.
+//! A `.npz` file is a ZIP archive of `.npy` members. [`Archive`] checks and walks the archive, `npyz` decodes numbers, and
+//! [`pickle`] reads object arrays; but the latter two see only what was checked here first: the `.npy` header, by a small
+//! parser of its own. `npyz` is handed a header that was written here, never the file's, because nested brackets cost its
+//! parser exponential time and a declared length gigabytes.
 //!
 //! Memory grows with the bytes that really came out of the archive, never with a number that stands in it.
 
 use super::{Sequences, pickle};
+use crate::archive::{Archive, Kind, member_place};
 use crate::error::{Error, Result};
 use crate::files;
 use std::fs::File;
-use std::io::{BufReader, Read, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
+use std::io::{BufReader, Read, Seek, Write};
+use std::path::Path;
 use zip::result::ZipError;
-use zip::{CompressionMethod, ZipArchive, ZipWriter};
+use zip::{CompressionMethod, ZipWriter};
 
-/// Members that an archive may have. The directory's memory is bounded through it; a model has six.
-pub const MAX_MEMBERS: u64 = 1024;
-/// The most that one byte of deflated data can stand for: 258 bytes for two bits.
-pub const DEFLATE_RATIO: u64 = 1032;
-/// Members that are declared larger than this must not be packed more than [`LARGE_RATIO`] times; a bomb would.
-pub const LARGE_MEMBER: u64 = 64 << 20;
-/// See [`LARGE_MEMBER`]. Padded ids, mostly zeros, reach a few tens.
-pub const LARGE_RATIO: u64 = 100;
+const KIND: Kind = Kind { name: ".npz", maker: "np.savez" };
 /// The longest `.npy` header that is read; NumPy itself warns at 10,000 bytes.
 const MAX_HEADER: u64 = 64 << 10;
 /// NumPy 1's limit on dimensions.
@@ -60,9 +52,7 @@ struct Member {
 
 /// An open `.npz` file.
 pub struct NpzArchive<R = BufReader<File>> {
-    path: PathBuf,
-    bytes: u64,
-    zip: ZipArchive<R>,
+    archive: Archive<R>,
     members: Vec<Member>,
 }
 
@@ -76,29 +66,17 @@ impl NpzArchive {
 
 impl<R: Read + Seek> NpzArchive<R> {
     /// The same from any reader; `path` is its name in messages.
-    pub fn from_reader(path: &Path, mut reader: R) -> Result<Self> {
-        let bytes = reader.seek(SeekFrom::End(0)).map_err(Error::io(path, "read"))?;
-        check_end_records(path, &mut reader, bytes)?;
-        let zip = ZipArchive::new(reader).map_err(|error| broken(path, String::new(), error))?;
-        if zip.has_duplicate_names() {
-            return Err(Error::format(path, "", "two members have the same name; write the archive again"));
-        }
-        let mut members = Vec::with_capacity(zip.len());
-        for index in 0..zip.len() {
-            let place = || format!("member {}", index + 1);
-            let Some(name) = zip.name_for_index(index) else { continue };
-            let name = name.map_err(|error| broken(path, place(), error))?;
-            // What is no array (NumPy lets one add other files by hand) is no concern of ours.
-            if let Some(name) = name.strip_suffix(".npy") {
-                members.push(Member { name: name.to_string(), index });
-            }
-        }
-        Ok(Self { path: path.to_path_buf(), bytes, zip, members })
+    pub fn from_reader(path: &Path, reader: R) -> Result<Self> {
+        let archive = Archive::from_reader(path, KIND, reader)?;
+        // What is no array (NumPy lets one add other files by hand) is no concern of ours.
+        let member = |(index, name): (usize, String)| Some(Member { name: name.strip_suffix(".npy")?.to_string(), index });
+        let members = archive.names()?.into_iter().enumerate().filter_map(member).collect();
+        Ok(Self { archive, members })
     }
 
     /// The file's name, as messages give it.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.archive.path()
     }
 
     /// Names of the arrays, in the archive's order and without `.npy`.
@@ -113,7 +91,7 @@ impl<R: Read + Seek> NpzArchive<R> {
 
     /// A [`Error::Format`] about the array `name`.
     pub fn error(&self, name: &str, message: impl Into<String>) -> Error {
-        Error::format(&self.path, member_place(name), message)
+        Error::format(self.path(), place(name), message)
     }
 
     /// Reads one array.
@@ -123,125 +101,19 @@ impl<R: Read + Seek> NpzArchive<R> {
             let known: Vec<&str> = self.names().take(20).collect();
             let known = if known.is_empty() { "no arrays at all".to_string() } else { known.join(", ") };
             return Err(Error::format(
-                &self.path,
+                self.path(),
                 "",
                 format!("there is no array {name:?}; the archive holds {known}"),
             ));
         };
-        let declared = self.declared_size(index, name)?;
-        let path = &self.path;
-        let member = self.zip.by_index(index).map_err(|error| broken(path, member_place(name), error))?;
-        // One byte more than declared is asked for, so that the end of the member, with its checksum, is reached.
-        let stream = BufReader::with_capacity(64 << 10, member.take(declared.saturating_add(1)));
-        NpyReader { path, name, stream, declared, at: 0 }.read()
-    }
-
-    /// The member's uncompressed size, as the central directory has it, once it is known to be plausible.
-    fn declared_size(&self, index: usize, name: &str) -> Result<u64> {
-        let entry =
-            self.zip.by_index_data(index).map_err(|error| broken(&self.path, member_place(name), error))?;
-        if entry.encrypted() {
-            return Err(
-                self.error(name, "the member is encrypted, which is not read; save it without a password")
-            );
-        }
-        let (size, packed) = (entry.size(), entry.compressed_size());
-        if packed > self.bytes {
-            return Err(self.error(
-                name,
-                format!("{packed} packed bytes in a file of {}; the file is cut off or damaged", self.bytes),
-            ));
-        }
-        let ratio = match entry.compression() {
-            CompressionMethod::Stored => 1,
-            CompressionMethod::Deflated if size > LARGE_MEMBER => LARGE_RATIO,
-            CompressionMethod::Deflated => DEFLATE_RATIO,
-            other => {
-                return Err(self.error(
-                    name,
-                    format!(
-                        "compression {other:?}, expected stored or deflated; save it with np.savez_compressed"
-                    ),
-                ));
-            }
-        };
-        if size > packed.saturating_mul(ratio) {
-            return Err(self.error(
-                name,
-                format!(
-                    "{packed} packed bytes are said to hold {size}, expected at most {ratio} times as many; \
-                     the file is damaged or made to exhaust memory"
-                ),
-            ));
-        }
-        Ok(size)
+        let path = self.path().to_path_buf();
+        let (declared, stream) = self.archive.member(index, &place(name))?;
+        NpyReader { path: &path, name, stream, declared, at: 0 }.read()
     }
 }
 
-fn member_place(name: &str) -> String {
-    // A name is untrusted: escaped, and not longer than a line.
-    let shown: String = name.chars().take(80).flat_map(char::escape_debug).collect();
-    format!("member {shown}.npy")
-}
-
-/// What the `zip` crate said, with the place.
-fn broken(path: &Path, place: String, error: ZipError) -> Error {
-    match error {
-        ZipError::Io(source) if source.raw_os_error().is_some() => Error::io(path, "read")(source),
-        ZipError::Io(source) => Error::format(
-            path,
-            place,
-            format!("{source}; the file is cut off or damaged, or not a .npz archive"),
-        ),
-        error => {
-            Error::format(path, place, format!("{error}; expected a .npz archive as np.savez writes it"))
-        }
-    }
-}
-
-/// Refuses an archive whose end record announces more members than [`MAX_MEMBERS`]: `zip` allocates a directory by
-/// that count. It looks at every record that `zip` might settle on.
-fn check_end_records<R: Read + Seek>(path: &Path, reader: &mut R, bytes: u64) -> Result<()> {
-    const RECORD: usize = 22;
-    const LOCATOR: usize = 20;
-    let tail = (RECORD + LOCATOR + (1 << 16) + 4) as u64;
-    let start = bytes.saturating_sub(tail);
-    reader.seek(SeekFrom::Start(start)).map_err(Error::io(path, "read"))?;
-    let mut end = Vec::new();
-    reader.take(tail).read_to_end(&mut end).map_err(Error::io(path, "read"))?;
-    let u16_at = |at: usize| end.get(at..at + 2).map_or(0, |b| u64::from(u16::from_le_bytes([b[0], b[1]])));
-    let u32_at = |at: usize| u16_at(at) | u16_at(at + 2) << 16;
-    let mut found = false;
-    for at in 0..end.len().saturating_sub(RECORD - 1) {
-        if end[at..at + 4] != *b"PK\x05\x06" {
-            continue;
-        }
-        found = true;
-        let zip64 = at >= LOCATOR && end[at - LOCATOR..at - LOCATOR + 4] == *b"PK\x06\x07";
-        let members = u16_at(at + 8).max(u16_at(at + 10));
-        let directory = u32_at(at + 16);
-        // A record that points beyond itself is no record: these bytes are data, and `zip` passes over them too.
-        let genuine = directory < start + at as u64 || zip64;
-        if genuine && (zip64 || members > MAX_MEMBERS) {
-            return Err(Error::format(
-                path,
-                format!("byte {}", start + at as u64),
-                format!(
-                    "the archive says that it has {}, more than the {MAX_MEMBERS} members and 4 GiB that are \
-                     read; the file is damaged, or the arrays should go into several files",
-                    if zip64 { "a ZIP64 directory".to_string() } else { format!("{members} members") }
-                ),
-            ));
-        }
-    }
-    if !found {
-        return Err(Error::format(
-            path,
-            "",
-            "there is no ZIP directory at the end; the file is cut off or not a .npz archive (np.savez writes one)",
-        ));
-    }
-    Ok(())
+fn place(name: &str) -> String {
+    member_place(&format!("{name}.npy"))
 }
 
 /// What an element is.
@@ -329,7 +201,7 @@ impl<S: Read> NpyReader<'_, S> {
     }
 
     fn error_at(&self, at: u64, message: impl Into<String>) -> Error {
-        Error::format(self.path, format!("{}, byte {at}", member_place(self.name)), message)
+        Error::format(self.path, format!("{}, byte {at}", place(self.name)), message)
     }
 
     /// A failed read of the member: the system's fault, or the file's.
@@ -480,7 +352,7 @@ impl<S: Read> NpyReader<'_, S> {
         self.end()?;
         let rows = pickle::read(&bytes, shape).map_err(|fault| match fault.byte {
             Some(byte) => self.error_at(first + byte as u64, fault.message),
-            None => Error::format(self.path, member_place(self.name), fault.message),
+            None => Error::format(self.path, place(self.name), fault.message),
         })?;
         Ok(Array { shape: vec![rows.len()], values: Values::Rows(rows) })
     }

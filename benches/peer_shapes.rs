@@ -11,9 +11,9 @@
 
 use clap::Parser;
 use recurve::backend::{AdamConfig, Device, Engine, Part, Parts, StepState, TrainState};
-use recurve::interchange::Weights;
 use recurve::data::npz::{NpzArchive, Values};
 use recurve::data::{DataOptions, Examples, Source, batch};
+use recurve::interchange::Weights;
 use recurve::metrics::Metrics;
 use recurve::model::{Model, ModelConfig};
 use recurve::rng::{Purpose, Rng};

@@ -87,7 +87,10 @@ impl<R: Read + Seek> Archive<R> {
     pub fn read(&mut self, name: &str, most: u64) -> Result<Vec<u8>> {
         let place = member_place(name);
         let index = self.names()?.iter().position(|known| known == name).ok_or_else(|| {
-            let message = format!("there is no {name} in it; expected a {} as {} writes it", self.kind.name, self.kind.maker);
+            let message = format!(
+                "there is no {name} in it; expected a {} as {} writes it",
+                self.kind.name, self.kind.maker
+            );
             Error::format(&self.path, "", message)
         })?;
         let path = self.path.clone();
@@ -100,7 +103,10 @@ impl<R: Read + Seek> Archive<R> {
         let read = { stream }.read_to_end(&mut bytes);
         read.map_err(|e| bad(format!("it cannot be unpacked ({e}); the file is damaged")))?;
         if bytes.len() as u64 != declared {
-            return Err(bad(format!("{} bytes where {declared} are declared; the file is damaged", bytes.len())));
+            return Err(bad(format!(
+                "{} bytes where {declared} are declared; the file is damaged",
+                bytes.len()
+            )));
         }
         Ok(bytes)
     }
@@ -111,7 +117,9 @@ impl<R: Read + Seek> Archive<R> {
         let entry =
             self.zip.by_index_data(index).map_err(|e| broken(&self.path, self.kind, place.to_string(), e))?;
         if entry.encrypted() {
-            return Err(error("the member is encrypted, which is not read; save it without a password".into()));
+            return Err(error(
+                "the member is encrypted, which is not read; save it without a password".into(),
+            ));
         }
         let (size, packed) = (entry.size(), entry.compressed_size());
         if packed > self.bytes {
@@ -157,7 +165,9 @@ fn broken(path: &Path, kind: Kind, place: String, error: ZipError) -> Error {
             place,
             format!("{source}; the file is cut off or damaged, or not a {name} archive"),
         ),
-        error => Error::format(path, place, format!("{error}; expected a {name} archive as {maker} writes it")),
+        error => {
+            Error::format(path, place, format!("{error}; expected a {name} archive as {maker} writes it"))
+        }
     }
 }
 

@@ -228,8 +228,7 @@ impl Checkpoint {
             );
             return Err(bad("progress", found));
         }
-        let words =
-            header.words.open(header.config.vocab).map_err(|message| bad("vocabulary", message))?;
+        let words = header.words.open(header.config.vocab).map_err(|message| bad("vocabulary", message))?;
         let tensors = SafeTensors::deserialize(bytes).map_err(|e| bad("", e.to_string()))?;
         let arena = |prefix| read_arena(&model, &tensors, prefix).map_err(|message| bad("tensors", message));
         let state =
@@ -272,7 +271,8 @@ impl Checkpoint {
         };
         if self.data_sha256.is_empty() {
             return Err(Error::Failed(
-                "the model's file does not say what it was trained on; name a labelled file to measure it on".into(),
+                "the model's file does not say what it was trained on; name a labelled file to measure it on"
+                    .into(),
             ));
         }
         let dataset = data::load(&self.data, vocabulary)?;
@@ -333,9 +333,7 @@ fn arena_tensors(
         .table
         .specs()
         .iter()
-        .map(|spec| {
-            (format!("{prefix}{}", spec.name), Tensor::f32(spec.shape.clone(), &arena[spec.range()]))
-        })
+        .map(|spec| (format!("{prefix}{}", spec.name), Tensor::f32(spec.shape.clone(), &arena[spec.range()])))
         .collect())
 }
 

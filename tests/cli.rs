@@ -71,13 +71,35 @@ fn train_then_predict_eval_export_info_on_the_embedded_set() {
     assert!(evaluation["auc"].as_f64().unwrap() > 0.6);
     assert!(place.ok(&["eval"]).contains("Macro F1"));
 
-    // Weights go out in both formats and come back as the start of a training.
-    for file in ["w.npz", "w.safetensors"] {
+    // Models go out in every format and come back as the start of a training.
+    let keras: &[&str] = if cfg!(feature = "keras") { &["w.keras", "w.weights.h5"] } else { &[] };
+    for &file in ["w.npz", "w.safetensors"].iter().chain(keras) {
         assert!(place.ok(&["export", "--to", file]).contains("166338 parameters"));
         let out = place.ok(&["train", "sample", "--init", file, "--epochs", "1", "--num-words", "10000"]);
         let loss: f64 =
             out.split("Epoch 1, Loss: ").nth(1).unwrap().split(',').next().unwrap().parse().unwrap();
         assert!(loss < 0.6, "{file}: a trained start, but loss {loss}");
+    }
+    // Where the file holds the words, it predicts from text too; `--model` is left out for our own newest model.
+    assert!(place.ok(&["export", "--to", "w.onnx"]).contains("166338 parameters"));
+    let text = "a moving, beautifully acted film";
+    let ours = place.ok(&["predict", "--model", "m.safetensors", text]);
+    place.ok(&["export", "--model", "m.safetensors", "--to", "pytorch.safetensors"]);
+    assert_eq!(place.ok(&["predict", "--model", "pytorch.safetensors", text]), ours);
+    if cfg!(feature = "keras") {
+        place.ok(&["export", "--model", "m.safetensors", "--to", "m.keras"]);
+        assert_eq!(place.ok(&["predict", "--model", "m.keras", text]), ours);
+        assert!(place.ok(&["info", "--model", "m.keras"]).contains("Embedding(10000, 16)"));
+        assert!(place.fails(1, &["eval", "--model", "m.keras"]).contains("name a labelled file"));
+        assert!(
+            place.fails(2, &["predict", "--model", "m.keras", "--words", "imdb", text]).contains("--words")
+        );
+        // Where it does not, they can be named.
+        place.ok(&["export", "--model", "m.safetensors", "--to", "m.weights.h5"]);
+        assert!(place.fails(1, &["predict", "--model", "m.weights.h5", text]).contains("--words"));
+        place.write("words.json", r#"{"film": 1, "a": 2}"#);
+        let named = ["predict", "--model", "m.weights.h5", "--words", "words.json", text];
+        assert!(place.ok(&named).starts_with(['0', '1']));
     }
     let contradiction = place.fails(2, &["train", "sample", "--init", "w.npz", "--hidden", "33"]);
     assert!(contradiction.contains("--hidden") && contradiction.contains("32"), "{contradiction}");

@@ -6,8 +6,8 @@
 // clippy.toml allows it in tests, but clippy does not count their helpers as such.
 #![allow(clippy::unwrap_used)]
 
-use recurve::data::imdb;
 use recurve::archive::{LARGE_MEMBER, MAX_MEMBERS};
+use recurve::data::imdb;
 use recurve::data::npz::NpzArchive;
 use recurve::rng::{Purpose, Rng};
 use std::alloc::{GlobalAlloc, Layout, System};

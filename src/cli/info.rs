@@ -158,7 +158,10 @@ fn describe(path: &str, checkpoint: &Checkpoint) -> String {
         ),
         format!("  classes      {}", checkpoint.classes.join(", ")),
         format!("  input        {} ids a row; {words}", checkpoint.encoding.maxlen),
-        format!("  trained on   {} (SHA-256 {})", checkpoint.data_name, checkpoint.data_sha256),
+        match checkpoint.data_sha256.as_str() {
+            "" => "  trained on   what its file does not say".to_string(),
+            sha256 => format!("  trained on   {} (SHA-256 {sha256})", checkpoint.data_name),
+        },
         format!(
             "  training     {} of {} epochs, {} steps, batch {}, lr {}, seed {}",
             checkpoint.progress.epoch,

@@ -12,6 +12,8 @@ mod train;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use recurve::backend::{Device, Engine, Parts};
 use recurve::checkpoint::Checkpoint;
+use recurve::data::text::Vocabulary;
+use recurve::data::{Words, imdb_vocabulary};
 use recurve::interchange::load_model;
 use recurve::run::Run;
 use recurve::{Error, Result};
@@ -53,6 +55,9 @@ struct ModelArgs {
     /// newest run]
     #[arg(long, value_name = "MODEL")]
     model: Option<PathBuf>,
+    /// Words of a model that holds none: `imdb`, or a JSON file of word to rank as Keras' imdb_word_index.json
+    #[arg(long, value_name = "WORDS")]
+    words: Option<PathBuf>,
     /// Folder of the runs
     #[arg(long, value_name = "DIR", default_value = "runs")]
     runs: PathBuf,
@@ -68,7 +73,19 @@ impl ModelArgs {
 
     fn load(&self) -> Result<(PathBuf, Checkpoint)> {
         let path = self.path()?;
-        let checkpoint = load_model(&path)?;
+        let mut checkpoint = load_model(&path)?;
+        if let Some(words) = &self.words {
+            let vocab = checkpoint.model.config.vocab;
+            checkpoint.encoding.words = match checkpoint.encoding.words {
+                Words::Known(_) => {
+                    return Err(Error::usage("--words", format!("{} has words of its own", path.display())));
+                }
+                _ if words.as_os_str() == "imdb" => {
+                    imdb_vocabulary(vocab)?.map_or(Words::ImdbIndex, Words::Known)
+                }
+                _ => Words::Known(Vocabulary::from_word_index(words, vocab)?),
+            };
+        }
         Ok((path, checkpoint))
     }
 }

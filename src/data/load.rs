@@ -167,7 +167,7 @@ impl Encoding {
             )),
             Words::Prepared => Err(Error::Failed(
                 "this model was trained on prepared ids and holds no vocabulary, so raw text cannot be turned into \
-                 ids; train on raw text (CSV, TSV or JSONL) instead"
+                 ids; name its words with --words, or train on raw text (CSV, TSV or JSONL)"
                     .into(),
             )),
         }

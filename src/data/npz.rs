@@ -69,7 +69,9 @@ impl<R: Read + Seek> NpzArchive<R> {
     pub fn from_reader(path: &Path, reader: R) -> Result<Self> {
         let archive = Archive::from_reader(path, KIND, reader)?;
         // What is no array (NumPy lets one add other files by hand) is no concern of ours.
-        let member = |(index, name): (usize, String)| Some(Member { name: name.strip_suffix(".npy")?.to_string(), index });
+        let member = |(index, name): (usize, String)| {
+            Some(Member { name: name.strip_suffix(".npy")?.to_string(), index })
+        };
         let members = archive.names()?.into_iter().enumerate().filter_map(member).collect();
         Ok(Self { archive, members })
     }

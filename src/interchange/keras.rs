@@ -94,7 +94,10 @@ fn plan(config: &Value) -> std::result::Result<Plan, Misfit> {
         "Sequential" => false,
         "Functional" | "Model" => true,
         other => {
-            return Err(of_model(format!("a model of class {}; expected Sequential or Functional", short(other))));
+            return Err(of_model(format!(
+                "a model of class {}; expected Sequential or Functional",
+                short(other)
+            )));
         }
     };
     let layers = config["config"]["layers"]
@@ -144,12 +147,19 @@ fn plan(config: &Value) -> std::result::Result<Plan, Misfit> {
             )?,
             "LSTM" => {
                 for key in ["return_sequences", "return_state", "go_backwards", "stateful"] {
-                    must(key, &json!(false), "the classifier reads the last state of one pass from the left")?;
+                    must(
+                        key,
+                        &json!(false),
+                        "the classifier reads the last state of one pass from the left",
+                    )?;
                 }
                 for (key, wanted) in [("activation", "tanh"), ("recurrent_activation", "sigmoid")] {
                     let found = activation(&config[key]);
                     if found != wanted {
-                        let message = format!("{key} is {}, which is not computed here; expected {wanted}", short(found));
+                        let message = format!(
+                            "{key} is {}, which is not computed here; expected {wanted}",
+                            short(found)
+                        );
                         return Err(misfit(message));
                     }
                 }
@@ -187,7 +197,11 @@ fn plan(config: &Value) -> std::result::Result<Plan, Misfit> {
 fn inputs_are(layer: &Value, before: Option<&str>) -> std::result::Result<(), String> {
     let nodes = layer["inbound_nodes"].as_array().map_or(&[][..], Vec::as_slice);
     let Some(before) = before else {
-        let first = if nodes.is_empty() { Ok(()) } else { Err("has an input, but no layer is before it".to_string()) };
+        let first = if nodes.is_empty() {
+            Ok(())
+        } else {
+            Err("has an input, but no layer is before it".to_string())
+        };
         return first;
     };
     let [node] = nodes else {
@@ -275,10 +289,16 @@ fn config(weights: &Weights) -> Value {
 fn arrays(path: &Path, bytes: Vec<u8>, plan: Plan) -> Result<Arrays> {
     let len = bytes.len() as u64;
     let bad = |place: &str, message: String| Error::format(path, place, message);
-    let file = File::from_bytes(bytes)
-        .map_err(|e| bad("", format!("not an HDF5 file: {e}; expected Keras 3's weights (model.save_weights)")))?;
+    let file = File::from_bytes(bytes).map_err(|e| {
+        bad("", format!("not an HDF5 file: {e}; expected Keras 3's weights (model.save_weights)"))
+    })?;
     let layers = file.group("layers").and_then(|group| group.groups()).map_err(|e| {
-        bad("", format!("no group `layers` ({e}); expected the weights of a Sequential or functional Keras 3 model"))
+        bad(
+            "",
+            format!(
+                "no group `layers` ({e}); expected the weights of a Sequential or functional Keras 3 model"
+            ),
+        )
     })?;
     let passed_over = ["input_layer", "dropout", "spatial_dropout1d"];
     for layer in &layers {
@@ -388,8 +408,8 @@ pub(super) fn write(path: &Path, weights: &Weights, about: Option<&About>) -> Re
     // No date, which Keras does not read: equal models are equal bytes.
     let mut metadata = json!({ "keras_version": KERAS_VERSION });
     if let Some(about) = about {
-        metadata[ABOUT_KEY] =
-            serde_json::to_value(about).map_err(|e| Error::format(path, "", format!("cannot be written: {e}")))?;
+        metadata[ABOUT_KEY] = serde_json::to_value(about)
+            .map_err(|e| Error::format(path, "", format!("cannot be written: {e}")))?;
     }
     let members =
         [(METADATA, json(&metadata)?), (CONFIG, json(&config(weights))?), (WEIGHTS, hdf5(path, weights)?)];

@@ -93,7 +93,10 @@ impl Format {
                     }
                     _ => "has an ending that names no format".to_string(),
                 };
-                Err(Error::usage(flag, format!("{} {what}; read are {}", path.display(), list(|row| row.read))))
+                Err(Error::usage(
+                    flag,
+                    format!("{} {what}; read are {}", path.display(), list(|row| row.read)),
+                ))
             }
         }
     }
@@ -307,7 +310,10 @@ fn import(path: &Path, flag: &str) -> Result<Imported> {
 
 #[cfg(not(feature = "keras"))]
 fn without_keras(flag: &str) -> Error {
-    Error::usage(flag, "this build is without Keras' files (feature `keras`); use .npz, or build it with the feature")
+    Error::usage(
+        flag,
+        "this build is without Keras' files (feature `keras`); use .npz, or build it with the feature",
+    )
 }
 
 /// Writes a model in the format of the file name, whole or not at all. `about` goes along where the format has room for
@@ -369,7 +375,7 @@ pub fn load_model(path: &Path) -> Result<Checkpoint> {
         },
         encoding,
         classes,
-        data_name: "data that the file does not name".to_string(),
+        data_name: "unknown".to_string(),
         data_sha256: String::new(),
         train_rows: Vec::new(),
         options: TrainOptions::default(),

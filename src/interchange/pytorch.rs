@@ -30,7 +30,8 @@ use std::path::Path;
 
 pub(super) fn read(path: &Path) -> Result<Imported> {
     let bytes = std::fs::read(path).map_err(Error::io(path, "read"))?;
-    let not = |e: safetensors::SafeTensorError| Error::format(path, "", format!("not a safetensors file: {e}"));
+    let not =
+        |e: safetensors::SafeTensorError| Error::format(path, "", format!("not a safetensors file: {e}"));
     let tensors = SafeTensors::deserialize(&bytes).map_err(not)?;
     let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(not)?;
     let about = metadata.metadata().as_ref().and_then(|m| m.get(ABOUT_KEY));
@@ -44,7 +45,8 @@ pub(super) fn read(path: &Path) -> Result<Imported> {
             continue;
         }
         let view = tensors.tensor(name).map_err(|e| Error::format(path, name, e.to_string()))?;
-        let values = checkpoint::floats(&view).map_err(|message| Error::format(path, shown(name), message))?;
+        let values =
+            checkpoint::floats(&view).map_err(|message| Error::format(path, shown(name), message))?;
         arrays.insert(name.to_string(), Array { shape: view.shape().to_vec(), values });
     }
     if !own && !arrays.contains_key("embedding/embeddings") {
@@ -65,7 +67,8 @@ fn rename(path: &Path, mut tensors: Arrays) -> Result<Arrays> {
     let bad = |name: &str, message: String| Error::format(path, shown(name), message);
 
     // The LSTM, by its own names.
-    let ending = |suffix: &str| tensors.keys().filter(|name| name.ends_with(suffix)).cloned().collect::<Vec<_>>();
+    let ending =
+        |suffix: &str| tensors.keys().filter(|name| name.ends_with(suffix)).cloned().collect::<Vec<_>>();
     let hh = ending("weight_hh_l0");
     let prefix = match &hh[..] {
         [name] => name.strip_suffix("weight_hh_l0").unwrap_or_default().to_string(),
@@ -141,7 +144,10 @@ fn rename(path: &Path, mut tensors: Arrays) -> Result<Arrays> {
         matrices.insert(name, (array, bias));
     }
     if let Some((name, array)) = tensors.first_key_value() {
-        return Err(bad(name, format!("shape {:?} belongs to none of the three layers; {EXPECTED}", array.shape)));
+        return Err(bad(
+            name,
+            format!("shape {:?} belongs to none of the three layers; {EXPECTED}", array.shape),
+        ));
     }
     let list: Vec<String> =
         matrices.iter().map(|(name, (array, _))| format!("{} {:?}", shown(name), array.shape)).collect();
@@ -178,7 +184,8 @@ fn rename(path: &Path, mut tensors: Arrays) -> Result<Arrays> {
         }
     };
     let classes = linear.shape[0];
-    let linear_bias = linear_bias.unwrap_or_else(|| Array { shape: vec![classes], values: vec![0.0; classes] });
+    let linear_bias =
+        linear_bias.unwrap_or_else(|| Array { shape: vec![classes], values: vec![0.0; classes] });
     if linear_bias.shape != [classes] {
         let message = format!("its bias has shape {:?}, expected [{classes}]", linear_bias.shape);
         return Err(bad(&linear_name, message));
@@ -211,7 +218,9 @@ pub(super) fn write(path: &Path, weights: &Weights, about: Option<&About>) -> Re
             }
             "dense/kernel" => "linear.weight",
             "dense/bias" => "linear.bias",
-            other => return Err(Error::format(path, other, "PyTorch's layers have no place for this parameter")),
+            other => {
+                return Err(Error::format(path, other, "PyTorch's layers have no place for this parameter"));
+            }
         };
         // The embedding alone has the same layout in both.
         let array = if name == "embedding.weight" { array } else { array.transposed() };

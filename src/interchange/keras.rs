@@ -10,8 +10,9 @@
 //! read as the second of two classes. A `.weights.h5` file does not say what its layers compute; they are taken as Keras'
 //! defaults, and a dense layer of one output as a sigmoid.
 //!
-//! HDF5 goes through the crate `hdf5-pure`. It sees bytes that are in memory already, and of a dataset only what was checked
-//! first: floats in one piece inside of the file, as Keras stores them, so that nothing is allocated by a number in it.
+//! HDF5 goes through the crate `hdf5-pure`, which needs no system library. It sees bytes that are in memory already, and of a
+//! dataset only what was checked first: floats in one piece inside of the file, as Keras stores them, so that nothing is
+//! allocated by a number in it. `tests/hostile_interchange.rs` holds it to that; versions of it before 1.0 may differ.
 
 use super::{ABOUT_KEY, About, Array, Arrays, Imported, Weights, two_classes};
 use crate::archive::{Archive, Kind};
@@ -369,6 +370,10 @@ fn array(file: &File, len: u64, place: &str) -> std::result::Result<Array, Strin
 fn hdf5(path: &Path, weights: &Weights) -> Result<Vec<u8>> {
     let arrays = weights.arrays(path)?;
     let mut builder = FileBuilder::new();
+    // The model has no variables besides its layers', but older versions of Keras 3 (3.0.5, 3.5.0) insist on the group.
+    let mut vars = builder.create_group("vars");
+    vars.set_attr("name", AttrValue::String("recurve".to_string()));
+    builder.add_group(vars.finish());
     let mut layers = builder.create_group("layers");
     for layer in ["embedding", "lstm", "dense"] {
         let mut group = layers.create_group(layer);

@@ -10,7 +10,7 @@
 //! | [`checkpoint`] | model files |
 //! | [`tuning`] | launch constants of the CUDA kernels |
 //! | [`metrics`] | loss, accuracy, confusion matrix, AUC |
-//! | [`tuning`] | the launch constants of the CUDA kernels |
+//! | [`tensorboard`], `plot` | a training as event files, and as a picture (feature `plot`) |
 //!
 //! # Dimensions
 //! `B` batch, `T` time, `E` embedding, `H` hidden, `V` vocabulary, `C` classes. Every array is row-major.
@@ -31,8 +31,11 @@ pub mod files;
 pub mod metrics;
 pub mod model;
 pub mod options;
+#[cfg(feature = "plot")]
+pub mod plot;
 pub mod rng;
 pub mod run;
+pub mod tensorboard;
 pub mod train;
 pub mod tuning;
 

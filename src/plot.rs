@@ -33,8 +33,12 @@ const COLOURS: [RGBColor; MOST] = [
     RGBColor(0, 0, 0),
 ];
 const INK: RGBColor = RGBColor(31, 35, 40);
+const GREY: RGBColor = RGBColor(89, 99, 110);
 const FAINT: RGBColor = RGBColor(222, 226, 230);
 const FONT: &str = "Helvetica, Arial, sans-serif";
+/// Sizes as plotters takes them: in the SVG they are divided by 1.24.
+const TEXT: u32 = 17;
+const CAPTION: u32 = 22;
 
 const WIDTH: u32 = 960;
 const PANEL: u32 = 360;
@@ -231,11 +235,11 @@ fn panel(area: &Area<'_>, lines: &[Line<'_>], title: &str, unit: &str, figure: F
     }
 
     let mut chart = ChartBuilder::on(area)
-        .caption(title, (FONT, 18).into_font().style(FontStyle::Bold).color(&INK))
+        .caption(title, (FONT, CAPTION).into_font().style(FontStyle::Bold).color(&INK))
         .margin(10)
         .margin_right(24)
-        .x_label_area_size(44)
-        .y_label_area_size(62)
+        .x_label_area_size(48)
+        .y_label_area_size(66)
         .build_cartesian_2d(
             Axis { range: first - room..last + room, ticks: xs },
             Axis { range: bottom..top, ticks: ys },
@@ -244,8 +248,8 @@ fn panel(area: &Area<'_>, lines: &[Line<'_>], title: &str, unit: &str, figure: F
         .configure_mesh()
         .x_desc("epoch")
         .y_desc(unit)
-        .axis_desc_style((FONT, 14).into_font().color(&INK))
-        .label_style((FONT, 13).into_font().color(&INK))
+        .axis_desc_style((FONT, TEXT).into_font().color(&INK))
+        .label_style((FONT, TEXT).into_font().color(&INK))
         .axis_style(INK)
         .bold_line_style(FAINT)
         .light_line_style(TRANSPARENT)
@@ -268,10 +272,11 @@ fn panel(area: &Area<'_>, lines: &[Line<'_>], title: &str, unit: &str, figure: F
 
 fn legend(area: &Area<'_>, lines: &[Line<'_>], columns: usize) -> Drawn {
     const SAMPLE: i32 = 34;
-    let column = (WIDTH as i32 - 120) / columns.max(3) as i32;
-    let text = TextStyle::from((FONT, 14).into_font()).color(&INK).pos(Pos::new(HPos::Left, VPos::Center));
+    let one = lines.len() == columns;
+    let column = if one { 160 } else { (WIDTH as i32 - 96) / 3 };
+    let text = TextStyle::from((FONT, TEXT).into_font()).color(&INK).pos(Pos::new(HPos::Left, VPos::Center));
     for (at, line) in lines.iter().enumerate() {
-        let x = 72 + (at % columns) as i32 * column;
+        let x = 76 + (at % columns) as i32 * column;
         let y = (at / columns) as i32 * LEGEND_ROW as i32 + LEGEND_ROW as i32 / 2 + 4;
         let points = [(x, y), (x + SAMPLE, y)];
         let style = line.colour.stroke_width(2);
@@ -281,6 +286,11 @@ fn legend(area: &Area<'_>, lines: &[Line<'_>], columns: usize) -> Drawn {
         }
         area.draw(&Circle::new((x + SAMPLE / 2, y), 3, line.colour.filled()))?;
         area.draw(&Text::new(line.label.clone(), (x + SAMPLE + 10, y), text.clone()))?;
+    }
+    if let (true, Some(line)) = (one, lines.first()) {
+        let text = text.color(&GREY).pos(Pos::new(HPos::Right, VPos::Center));
+        let at = (WIDTH as i32 - 24, LEGEND_ROW as i32 / 2 + 4);
+        area.draw(&Text::new(short(&line.curves.name), at, text))?;
     }
     Ok(())
 }

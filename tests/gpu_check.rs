@@ -96,7 +96,7 @@ fn a_bundle_runs_elsewhere() {
     assert_eq!(fs::read_dir(at("elsewhere")).unwrap().count(), 0, "a dry run writes nothing");
 
     // No nvidia-smi on an empty path: as on a machine without a GPU.
-    let without = run(&python, &at("bundle"), &at("elsewhere"), &["--parts", "bits,kernels"]);
+    let without = run(&python, &at("bundle"), &at("elsewhere"), &["--parts", "parity,kernels"]);
     assert_eq!(without.status.code(), Some(1), "{}", said(&without));
     let found = record(at("elsewhere/results/gpu-check.json"));
     let why = found["parts"][1]["why"].as_str().unwrap();

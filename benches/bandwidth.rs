@@ -151,15 +151,18 @@ fn run() -> Result<()> {
     if !timed {
         softcuda::open().map_err(Error::Failed)?;
     }
-    let not_run = |why: String| println!("{}", json!({ "not_run": why }));
+    let not_run = |why: String| {
+        println!("{}", json!({ "not_run": why }));
+        Ok(())
+    };
     match devices() {
         Ok(_) => {}
-        Err(Missing::Driver) => return Ok(not_run("no NVIDIA driver".into())),
-        Err(Missing::Unusable(why)) => return Ok(not_run(why)),
+        Err(Missing::Driver) => return not_run("no NVIDIA driver".into()),
+        Err(Missing::Unusable(why)) => return not_run(why),
     }
     let cuda = Cuda::new(0)?;
     if timed && cuda.is_software() {
-        return Ok(not_run(format!("{} is no GPU: it is never timed", cuda.device_name())));
+        return not_run(format!("{} is no GPU: it is never timed", cuda.device_name()));
     }
     let failed = |error: cudarc::driver::DriverError| Error::device("cuda:0", error.to_string());
     let context = CudaContext::new(0).map_err(failed)?;

@@ -42,7 +42,9 @@ fn said(output: &Output) -> String {
 /// The bundle's `run` with an empty environment, from a folder of its own.
 fn run(python: &Path, bundle: &Path, elsewhere: &Path, args: &[&str]) -> Output {
     let mut command = Command::new(python);
-    command.arg(bundle.join("run")).args(args).current_dir(elsewhere).env_clear();
+    command.arg(bundle.join("run")).args(args).current_dir(elsewhere);
+    // Whatever GPU the machine has, there is none here.
+    command.env_clear().env("CUDA_VISIBLE_DEVICES", "");
     command.output().unwrap()
 }
 

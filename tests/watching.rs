@@ -8,7 +8,6 @@
 mod place;
 
 use place::{Place, SMALL, toy_csv, with};
-use recurve::metrics::EpochMetrics;
 use recurve::tensorboard::Writer;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -24,7 +23,7 @@ fn crc32c(data: &[u8]) -> u32 {
 
 fn masked(data: &[u8]) -> u32 {
     let crc = crc32c(data);
-    (crc >> 15 | crc << 17).wrapping_add(0xa282_ead8)
+    crc.rotate_right(15).wrapping_add(0xa282_ead8)
 }
 
 #[derive(Debug, Default, PartialEq)]
@@ -230,6 +229,7 @@ fn plot_draws_runs_reports_and_models() {
 #[test]
 #[cfg(feature = "plot")]
 fn every_history_can_be_drawn() {
+    use recurve::metrics::EpochMetrics;
     use recurve::plot::{Curves, MOST, svg};
     let epoch = |epoch, loss, accuracy| EpochMetrics {
         epoch,

@@ -10,7 +10,7 @@
 //! | [`checkpoint`] | model files; [`interchange`]: those of Keras, PyTorch and ONNX; [`archive`]: ZIP files, checked |
 //! | [`tuning`] | launch constants of the CUDA kernels |
 //! | [`metrics`] | loss, accuracy, confusion matrix, AUC |
-//! | [`tuning`] | the launch constants of the CUDA kernels |
+//! | [`tensorboard`], `plot` | a training as event files, and as a picture (feature `plot`) |
 //!
 //! # Dimensions
 //! `B` batch, `T` time, `E` embedding, `H` hidden, `V` vocabulary, `C` classes. Every array is row-major.
@@ -33,8 +33,11 @@ pub mod interchange;
 pub mod metrics;
 pub mod model;
 pub mod options;
+#[cfg(feature = "plot")]
+pub mod plot;
 pub mod rng;
 pub mod run;
+pub mod tensorboard;
 pub mod train;
 pub mod tuning;
 

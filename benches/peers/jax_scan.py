@@ -2,6 +2,7 @@
 
     scan  a whole epoch in one jitted lax.scan
     step  one jitted training step, called from Python
+    scan-f32  scan, without TF32: on a GPU XLA multiplies f32 in TF32 (10 bits of mantissa) unless it is told not to
 
 The input projection of all time steps is one matrix product before the scan over time; Adam has Keras' form. XLA uses every
 core that the process may run on; --threads 1 therefore binds the process to one.
@@ -11,13 +12,15 @@ import os
 
 import common
 
-o = common.options(__doc__, ["scan", "step"])
+o = common.options(__doc__, ["scan", "step", "scan-f32"])
 if o.threads and o.device == "cpu":
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:o.threads])
     if o.threads == 1:
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
 o.threads = len(os.sched_getaffinity(0))
 os.environ["JAX_PLATFORMS"] = o.device
+# Others work on the same GPU meanwhile: no three quarters of its memory in advance.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 from functools import partial  # noqa: E402
 
@@ -25,6 +28,9 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from jax import lax  # noqa: E402
+
+if o.variant == "scan-f32":
+    jax.config.update("jax_default_matmul_precision", "highest")
 
 
 def logits_of(p: dict, x):
@@ -105,7 +111,7 @@ class Bench:
     def train(self, rows: int):
         order = np.asarray(self.orders[self.epoch % len(self.orders)][:rows], np.int32)
         self.epoch += 1
-        if o.variant == "scan":
+        if o.variant.startswith("scan"):
             self.state, loss, correct = scanned_epoch(self.state, self.x, self.y, jnp.asarray(order))
             return float(loss), int(correct) / rows
         x, y = np.asarray(self.x)[order], np.asarray(self.y)[order]

@@ -3,6 +3,10 @@
     eager       as a user writes it: nn.Embedding, nn.LSTM, nn.Linear, torch.optim.Adam, loss.item() every step
     tuned       the fused Adam, no synchronisation within an epoch, evaluation in batches of 1024
     cuda-graph  (--device cuda) tuned, with each training step replayed as one captured graph
+    cuda-graph-f32  the same without TF32
+
+On a GPU, cuDNN multiplies in TF32 (10 bits of mantissa) unless it is told not to: PyTorch's default, so `eager`, `tuned` and
+`cuda-graph` have it. Ours computes in f32: `cuda-graph-f32` is like for like.
 
 PyTorch has two LSTM biases; one is kept at zero and untrained, or the bias would move at twice Keras' pace. Its Adam adds
 eps after correcting v: Keras' eps is PyTorch's eps / sqrt(1 - beta2^t), set before every step (a captured graph keeps
@@ -11,7 +15,7 @@ its own: 1e-7, as a user would have).
 
 import common
 
-o = common.options(__doc__, ["eager", "tuned", "cuda-graph"])
+o = common.options(__doc__, ["eager", "tuned", "cuda-graph", "cuda-graph-f32"])
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
@@ -22,6 +26,8 @@ if o.threads:
     torch.set_num_threads(o.threads)
 o.threads = torch.get_num_threads()
 DEVICE = torch.device(o.device)
+if o.variant.endswith("-f32"):
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 
 class Classifier(nn.Module):
@@ -137,7 +143,7 @@ class Tuned(Eager):
 class CudaGraph(Tuned):
     def __init__(self, data: common.Data):
         if DEVICE.type != "cuda":
-            raise SystemExit("pytorch.py: --variant cuda-graph needs --device cuda")
+            raise SystemExit(f"pytorch.py: --variant {o.variant} needs --device cuda")
         super().__init__(data)
         self.graphs = {}
 
@@ -200,4 +206,4 @@ class CudaGraph(Tuned):
         return loss, sum(self.graphs[size][4].item() for size in sizes) / rows
 
 
-common.main(o, "pytorch", torch.__version__, {"eager": Eager, "tuned": Tuned, "cuda-graph": CudaGraph}[o.variant])
+common.main(o, "pytorch", torch.__version__, {"eager": Eager, "tuned": Tuned, "cuda-graph": CudaGraph, "cuda-graph-f32": CudaGraph}[o.variant])

@@ -1,10 +1,13 @@
 //! Parse, call the library, report errors; one file for each subcommand.
 
+mod completions;
 mod eval;
 mod export;
 #[cfg(feature = "fetch")]
 mod fetch;
 mod info;
+#[cfg(feature = "plot")]
+mod plot;
 mod predict;
 mod progress;
 mod train;
@@ -43,9 +46,14 @@ enum Command {
     Export(export::ExportArgs),
     /// Show what this program and its models are
     Info(info::InfoArgs),
+    /// Draw loss and accuracy of one or more trainings
+    #[cfg(feature = "plot")]
+    Plot(plot::PlotArgs),
     /// Download data
     #[cfg(feature = "fetch")]
     Fetch(fetch::FetchArgs),
+    /// Print a shell's completions, e.g. `recurve completions bash > ~/.local/share/bash-completion/completions/recurve`
+    Completions(completions::CompletionsArgs),
 }
 
 /// Which model: shared by every command that uses one.
@@ -182,8 +190,11 @@ pub fn main() -> ExitCode {
         Command::Predict(args) => predict::run(args),
         Command::Export(args) => export::run(args),
         Command::Info(args) => info::run(args),
+        #[cfg(feature = "plot")]
+        Command::Plot(args) => plot::run(args),
         #[cfg(feature = "fetch")]
         Command::Fetch(args) => fetch::run(args),
+        Command::Completions(args) => completions::run(args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

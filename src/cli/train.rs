@@ -12,6 +12,7 @@ use recurve::interchange::{Weights, load_model};
 use recurve::metrics::Metrics;
 use recurve::model::{Model, ModelConfig};
 use recurve::run::Run;
+use recurve::tensorboard::Writer;
 use recurve::train::{Ending, EpochMetrics, EpochSeconds, Observer, TrainOptions, best_epoch, train};
 use recurve::{Error, Result, files};
 use serde::{Deserialize, Serialize};
@@ -97,6 +98,9 @@ pub struct TrainArgs {
     /// Write the report here too (JSON)
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
+    /// Write loss, accuracy and speed of every epoch for TensorBoard, into a folder of the run's name in DIR
+    #[arg(long, value_name = "DIR")]
+    tensorboard: Option<PathBuf>,
     /// Folder of the runs
     #[arg(long, value_name = "DIR", default_value = "runs")]
     runs: PathBuf,
@@ -153,6 +157,20 @@ pub fn epoch_line(epoch: &EpochMetrics) -> String {
         }
     }
     line
+}
+
+/// An epoch's figures under the tags that TensorBoard groups into charts. Accuracies are fractions.
+fn scalars(epoch: &EpochMetrics, examples_per_s: Option<f64>) -> Vec<(&'static str, f64)> {
+    let all = [
+        ("loss/train", Some(epoch.loss)),
+        ("loss/validation", epoch.validation_loss),
+        ("loss/test", epoch.test_loss),
+        ("accuracy/train", Some(epoch.accuracy)),
+        ("accuracy/validation", epoch.validation_accuracy),
+        ("accuracy/test", epoch.test_accuracy),
+        ("speed/examples_per_s", examples_per_s),
+    ];
+    all.into_iter().filter_map(|(tag, value)| Some((tag, value?))).collect()
 }
 
 pub fn run(args: &TrainArgs, given: &Given) -> Result<()> {
@@ -216,6 +234,18 @@ pub fn run(args: &TrainArgs, given: &Given) -> Result<()> {
         }
         None => Run::create(&args.runs, &dataset.name)?,
     };
+    let mut events = None;
+    if let Some(folder) = &args.tensorboard {
+        let name = run.folder().file_name().unwrap_or(run.folder().as_os_str());
+        let mut writer = Writer::create(&folder.join(name))?;
+        if writer.is_fresh() {
+            // Of a training that goes on and was not watched before: its curves are to be whole.
+            for epoch in &checkpoint.progress.history {
+                writer.scalars(epoch.epoch, &scalars(epoch, None))?;
+            }
+        }
+        events = Some(writer);
+    }
     super::heed_ctrl_c()?;
     let load_seconds = begun.elapsed().as_secs_f64();
     let mut watcher = Watcher {
@@ -232,6 +262,7 @@ pub fn run(args: &TrainArgs, given: &Given) -> Result<()> {
         first_step: checkpoint.state.t,
         train_seconds: 0.0,
         examples: 0,
+        events,
         progress: Progress::new(),
     };
     let outcome = train(engine.as_mut(), &mut checkpoint, &dataset, &mut watcher);
@@ -472,6 +503,8 @@ struct Watcher<'a> {
     train_seconds: f64,
     /// Rows that this call has trained on.
     examples: u64,
+    /// TensorBoard's file.
+    events: Option<Writer>,
     progress: Progress,
 }
 
@@ -551,7 +584,8 @@ impl Observer for Watcher<'_> {
     fn epoch(&mut self, checkpoint: &Checkpoint, seconds: EpochSeconds, best: bool) -> Result<()> {
         self.progress.clear();
         let earlier = std::mem::take(&mut self.resumed).examples;
-        self.examples += (self.dataset.train.rows() as u64).saturating_sub(earlier);
+        let examples = (self.dataset.train.rows() as u64).saturating_sub(earlier);
+        self.examples += examples;
         let Some(metrics) = checkpoint.progress.history.last() else { return Ok(()) };
         self.train_seconds += seconds.train_seconds;
         self.epochs.push(ReportEpoch {
@@ -565,6 +599,10 @@ impl Observer for Watcher<'_> {
             checkpoint.save(&self.run.best())?;
         }
         self.write_report(checkpoint, None)?;
+        if let Some(events) = &mut self.events {
+            let rate = Some(examples as f64 / seconds.train_seconds).filter(|rate| rate.is_finite());
+            events.scalars(metrics.epoch, &scalars(metrics, rate))?;
+        }
         say(epoch_line(metrics))
     }
 

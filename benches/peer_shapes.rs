@@ -273,7 +273,7 @@ impl Bench {
         };
         let (model, params) = initial(options)?;
         let mut engine = options.device.engine(options.threads)?;
-        let parts = Parts { train: Some(&data.train), test: Some(&data.test), validation: None };
+        let parts = Parts { train: Some(&data.train), test: Some(&data.test), ..Parts::default() };
         engine.load(&model, &TrainState::new(params), AdamConfig::default(), parts)?;
         Ok(Self { options: options.clone(), data, engine, epoch: 0, t: 0 })
     }

@@ -2,7 +2,7 @@
 //! watches only as an [`Observer`].
 
 pub use crate::metrics::EpochMetrics;
-pub use crate::options::TrainOptions;
+pub use crate::options::{ClassWeight, LrSchedule, TrainOptions};
 
 use crate::backend::{Engine, Part, Parts};
 use crate::checkpoint::Checkpoint;
@@ -103,6 +103,7 @@ pub fn train(
             train: Some(&dataset.train),
             validation: dataset.validation.as_ref(),
             test: dataset.test.as_ref(),
+            class_weights: options.class_weights.as_deref(),
         },
     )?;
     let mut outcome =

@@ -192,6 +192,14 @@ fn wrong_usage_has_code_2_and_says_what_is_expected() {
         (&["train", "sample", "--save", "no/such/m.safetensors"], "no/such"),
         (&["train", "sample", "--report", "no/such/r.json"], "no/such"),
         (&["train", "--no-such-flag"], "--no-such-flag"),
+        (&["train", "--lr-schedule", "linear"], "constant or cosine"),
+        (&["train", "--clip-norm", "-1"], "--clip-norm"),
+        (&["train", "--weight-decay", "nan"], "--weight-decay"),
+        (&["train", "sample", "--warmup-steps", "2380"], "has 2380 (10 epochs of 238)"),
+        (&["train", "--class-weight", "much"], "expected none, balanced, or NAME=WEIGHT"),
+        (&["train", "--class-weight", "positive=-1"], "at least 0"),
+        (&["train", "sample", "--class-weight", "good=2"], "the classes are negative, positive"),
+        (&["train", "sample", "--class-weight", "negative=0,positive=0"], "nothing could be learned"),
         (&["export", "--to", "model.h5"], ".npz"),
         (&["predict", "--input", "a.csv"], "--output"),
         (&["teach"], "teach"),
@@ -244,6 +252,11 @@ fn help_shows_every_flag_with_its_default() {
         "--epochs",
         "--batch-size",
         "--lr",
+        "--lr-schedule",
+        "--warmup-steps",
+        "--clip-norm",
+        "--weight-decay",
+        "--class-weight",
         "--shuffle-buffer",
         "--seed",
         "--device",
@@ -406,6 +419,75 @@ fn resume_goes_on_to_the_bits_of_an_uninterrupted_training() {
     place.write("mine.csv", &toy_csv(102));
     let error = place.fails(1, &["train", "--resume", "two.safetensors", "--epochs", "5"]);
     assert!(error.contains("not what this model was trained on"), "{error}");
+}
+
+#[test]
+fn schedule_decay_clipping_and_class_weights_are_kept_by_resume() {
+    let place = Place::new();
+    place.write("mine.csv", &toy_csv(100));
+    let chosen =
+        [
+            &[
+                "--lr-schedule",
+                "cosine",
+                "--warmup-steps",
+                "3",
+                "--clip-norm",
+                "0.5",
+                "--weight-decay",
+                "0.01",
+            ][..],
+            &["--class-weight", "yes=2"],
+            &SMALL[..],
+        ]
+        .concat();
+    let train = |more: &[&'static str]| {
+        place.ok(&with(&with(&["train", "mine.csv", "--epochs", "4"], &chosen), more))
+    };
+    let out = train(&["--save", "whole.safetensors", "--report", "r.json"]);
+    let config = &place.json("r.json")["config"];
+    assert_eq!(config["lr_schedule"], "cosine");
+    assert_eq!(config["class_weights"].as_array().unwrap().len(), 2, "{config}");
+
+    // Each of them changes the training.
+    for (flag, other) in [
+        ("--lr-schedule", "constant"),
+        ("--warmup-steps", "0"),
+        ("--clip-norm", "0"),
+        ("--weight-decay", "0"),
+        ("--class-weight", "balanced"),
+    ] {
+        let mut changed = chosen.clone();
+        let at = changed.iter().position(|word| *word == flag).unwrap();
+        changed[at + 1] = other;
+        let without =
+            place.ok(&with(&["train", "mine.csv", "--epochs", "4", "--save", "o.safetensors"], &changed));
+        let same = fs::read(place.path("o.safetensors")).unwrap()
+            == fs::read(place.path("whole.safetensors")).unwrap();
+        assert!(!same, "{flag} {other} changes nothing:\n{out}{without}");
+    }
+
+    // All epochs are done: what is typed may repeat what was, and contradict nothing.
+    place.ok(&[
+        "train",
+        "--resume",
+        "whole.safetensors",
+        "--class-weight",
+        "yes=2",
+        "--lr-schedule",
+        "cosine",
+    ]);
+    for (more, says) in [
+        (["--epochs", "9"], "a cosine over 4"),
+        (["--class-weight", "yes=3"], "--class-weight"),
+        (["--warmup-steps", "4"], "--warmup-steps"),
+        (["--clip-norm", "1"], "--clip-norm"),
+        (["--weight-decay", "1"], "--weight-decay"),
+        (["--lr-schedule", "constant"], "--lr-schedule"),
+    ] {
+        let error = place.fails(2, &with(&["train", "--resume", "whole.safetensors"], &more));
+        assert!(error.contains(says), "{error}");
+    }
 }
 
 #[test]

@@ -56,7 +56,8 @@ fn model(vocab: usize, embed: usize, hidden: usize, classes: usize) -> Model {
 
 /// An engine with a fresh model and `examples` in every part, in their own order.
 fn load(engine: &mut dyn Engine, model: &Model, examples: &Examples) {
-    let parts = Parts { train: Some(examples), validation: Some(examples), test: Some(examples) };
+    let parts =
+        Parts { train: Some(examples), validation: Some(examples), test: Some(examples), ..Parts::default() };
     engine.load(model, &TrainState::new(model.init(5)), AdamConfig::default(), parts).unwrap();
     let order: Vec<u32> = (0..u32::try_from(examples.rows()).unwrap()).rev().collect();
     engine.set_order(&order, Metrics::default()).unwrap();

@@ -75,7 +75,7 @@ fn two_epochs(
     weight_decay: f32,
 ) -> (Vec<Metrics>, TrainState, Vec<f32>) {
     let (train, test) = (examples(ROWS, 1), examples(33, 2));
-    let parts = Parts { train: Some(&train), validation: None, test: Some(&test) };
+    let parts = Parts { train: Some(&train), test: Some(&test), ..Parts::default() };
     let state = TrainState::new(model.init(3));
     engine.load(model, &state, AdamConfig::default(), parts).unwrap();
     let mut metrics = Vec::new();

@@ -40,7 +40,8 @@ fn steps(rows: u32, batch: u32, t: u64, lr: f32) -> Vec<StepState> {
 
 /// An engine with a fresh model and `examples` in every part, in their own order.
 fn load(engine: &mut dyn Engine, model: &Model, examples: &Examples) {
-    let parts = Parts { train: Some(examples), validation: Some(examples), test: Some(examples) };
+    let parts =
+        Parts { train: Some(examples), validation: Some(examples), test: Some(examples), ..Parts::default() };
     engine.load(model, &TrainState::new(model.init(5)), AdamConfig::default(), parts).unwrap();
     let order: Vec<u32> = (0..u32::try_from(examples.rows()).unwrap()).collect();
     engine.set_order(&order, Metrics::default()).unwrap();

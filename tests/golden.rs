@@ -14,16 +14,18 @@
 #![allow(clippy::neg_cmp_op_on_partial_ord)] // `!(diff <= tolerance)`, so that a NaN fails
 
 use recurve::backend::cpu::{Cpu, CpuEngine, Isa};
+use recurve::backend::host::HostEngine;
 use recurve::backend::reference::Reference;
 use recurve::backend::{
     Adam, AdamConfig, CrossEntropyBackward, CrossEntropyDims, CrossEntropyForward, DenseBackward, DenseDims,
-    DenseForward, EmbeddingBackward, EmbeddingDims, EmbeddingForward, Engine, Ops, Parts, Real,
-    SequenceBackward, SequenceDims, SequenceForward, StepState, TrainState,
+    DenseForward, DeviceInfo, EmbeddingBackward, EmbeddingDims, EmbeddingForward, Engine, Ops, Part, Parts,
+    Real, SequenceBackward, SequenceDims, SequenceForward, StepState, TrainState,
 };
 use recurve::data::Examples;
 use recurve::metrics::Metrics;
 use recurve::model::classifier::{self, HostOps, Workspace, to_time_major};
 use recurve::model::{Model, ModelConfig};
+use recurve::train::{LrSchedule, TrainOptions};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use std::borrow::{Borrow as _, BorrowMut as _};
@@ -138,11 +140,11 @@ fn step<T: Real, O: HostOps<T>>(
     let mut ids = Vec::new();
     to_time_major(rows.chunks(steps), steps, &mut ids);
     classifier::forward(ops, model, &state.params, &ids, labels.len(), steps, ws).unwrap();
-    classifier::loss(ops, model, labels, ws).unwrap();
+    classifier::loss(ops, model, labels, None, ws).unwrap();
     let mut metrics = Metrics::default();
     metrics.add_batch(ws.loss(), ws.hits());
     ops.fill(&mut state.grads, 0.0).unwrap();
-    classifier::backward(ops, model, &state.params, &mut state.grads, &ids, labels, ws).unwrap();
+    classifier::backward(ops, model, &state.params, &mut state.grads, &ids, labels, None, ws).unwrap();
     let info = StepState::new(t, lr, 0, u32::try_from(labels.len()).unwrap());
     let State { params, grads, m, v } = state;
     ops.adam(adam, &info, Adam { grads, params, m, v }).unwrap();
@@ -277,11 +279,21 @@ fn small<T: Real, O: HostOps<T>>(ops: &O, precision: fn(&Small) -> &Arrays, tole
     let (mut loss, mut hits) = (vec![T::nan(); d.b], vec![T::nan(); d.b]);
     ops.cross_entropy_forward(
         d,
-        CrossEntropyForward { logits: &logits, labels, probs: &mut probs, loss: &mut loss, hits: &mut hits },
+        CrossEntropyForward {
+            logits: &logits,
+            labels,
+            class_weights: None,
+            probs: &mut probs,
+            loss: &mut loss,
+            hits: &mut hits,
+        },
     )
     .unwrap();
-    ops.cross_entropy_backward(d, CrossEntropyBackward { probs: &probs, labels, dlogits: &mut dlogits })
-        .unwrap();
+    ops.cross_entropy_backward(
+        d,
+        CrossEntropyBackward { probs: &probs, labels, class_weights: None, dlogits: &mut dlogits },
+    )
+    .unwrap();
     golden.compare("extreme/row_losses", &loss);
     golden.compare("extreme/probabilities", &probs);
     golden.compare("extreme/dlogits", &dlogits);
@@ -358,6 +370,7 @@ fn small_by_operations<O: Ops>(ops: &O, tolerance: Tolerance) {
         CrossEntropyForward {
             logits: logits.borrow(),
             labels: labels.borrow(),
+            class_weights: None,
             probs: probs.borrow_mut(),
             loss: loss.borrow_mut(),
             hits: hits.borrow_mut(),
@@ -373,6 +386,7 @@ fn small_by_operations<O: Ops>(ops: &O, tolerance: Tolerance) {
         CrossEntropyBackward {
             probs: probs.borrow(),
             labels: labels.borrow(),
+            class_weights: None,
             dlogits: dlogits.borrow_mut(),
         },
     )
@@ -439,6 +453,7 @@ fn small_by_operations<O: Ops>(ops: &O, tolerance: Tolerance) {
         CrossEntropyForward {
             logits: logits.borrow(),
             labels: labels.borrow(),
+            class_weights: None,
             probs: probs.borrow_mut(),
             loss: loss.borrow_mut(),
             hits: hits.borrow_mut(),
@@ -450,6 +465,7 @@ fn small_by_operations<O: Ops>(ops: &O, tolerance: Tolerance) {
         CrossEntropyBackward {
             probs: probs.borrow(),
             labels: labels.borrow(),
+            class_weights: None,
             dlogits: dlogits.borrow_mut(),
         },
     )
@@ -542,6 +558,148 @@ fn small_model_on_cuda() {
 fn small_model_on_the_cpus_engine() {
     for isa in Isa::available() {
         small_by_engine(&mut CpuEngine::new(Cpu::with_isa(2, isa).unwrap()), F32);
+    }
+}
+
+// ---------------------------------------------------------------- what may be chosen besides
+
+#[derive(Deserialize)]
+struct Options {
+    versions: BTreeMap<String, String>,
+    lr: f32,
+    weight_decay: f32,
+    clip_norm: f32,
+    class_weights: Vec<f32>,
+    steps: u32,
+    warmup_steps: u64,
+    /// By `rate,steps,warm-up`.
+    schedules: BTreeMap<String, Rates>,
+    arrays: Arrays,
+}
+
+#[derive(Deserialize)]
+struct Rates {
+    at: Vec<u64>,
+    rates: Vec<f64>,
+}
+
+fn options_fixture() -> Options {
+    serde_json::from_str(include_str!("golden/options.json")).unwrap()
+}
+
+#[test]
+fn schedules_are_keras_own() {
+    let fixture = options_fixture();
+    println!("Keras' side: {:?}", fixture.versions);
+    for (name, Rates { at, rates }) in &fixture.schedules {
+        let parts: Vec<&str> = name.split(',').collect();
+        let (lr, total, warmup_steps) =
+            (parts[0].parse().unwrap(), parts[1].parse().unwrap(), parts[2].parse().unwrap());
+        let options =
+            TrainOptions { lr, lr_schedule: LrSchedule::Cosine, warmup_steps, ..TrainOptions::default() };
+        let found = at.iter().map(|&done| f64::from(options.learning_rate(done, total)));
+        for ((&at, found), expected) in at.iter().zip(found).zip(rates) {
+            // Keras computes in f32: three roundings of a fraction of pi, and the cosine's of a number near 1.
+            let tolerance = 4e-7 * f64::from(lr);
+            assert!((found - expected).abs() <= tolerance, "{name} at {at}: {found}, Keras has {expected}");
+        }
+        // Without a schedule the warm-up is the same, and then nothing changes.
+        let options = TrainOptions { lr_schedule: LrSchedule::Constant, ..options };
+        for (&at, expected) in at.iter().zip(rates) {
+            let found = options.learning_rate(at, total);
+            let expected = if at < warmup_steps { *expected as f32 } else { lr };
+            assert!((found - expected).abs() <= 2e-7 * lr, "{name} at {at}: {found}");
+        }
+    }
+}
+
+/// Six steps with everything at once that may be chosen besides a learning rate.
+fn options_by_engine(engine: &mut dyn Engine, tolerance: Tolerance) {
+    let fixture = options_fixture();
+    let small: Small = serde_json::from_str(include_str!("golden/small.json")).unwrap();
+    let info = engine.info();
+    let mut golden = Golden::new(format!("{} {}", info.name, info.executed), tolerance, &fixture.arrays);
+    let SmallDims { vocab, embed, steps: t, hidden, classes } = small.dims;
+    let model = Model::new(ModelConfig { vocab, embed, hidden, classes, ..ModelConfig::default() }).unwrap();
+    let specs = model.table.specs().iter();
+    let params: Vec<f32> = specs.flat_map(|s| small.weights[s.name].iter().map(|&x| x as f32)).collect();
+    let examples = Examples { x: small.ids.concat(), y: small.labels.concat(), t };
+    let parts = Parts {
+        train: Some(&examples),
+        test: Some(&examples),
+        class_weights: Some(&fixture.class_weights),
+        ..Parts::default()
+    };
+    engine.load(&model, &TrainState::new(params), AdamConfig::default(), parts).unwrap();
+    let options = TrainOptions {
+        lr: fixture.lr,
+        lr_schedule: LrSchedule::Cosine,
+        warmup_steps: fixture.warmup_steps,
+        ..TrainOptions::default()
+    };
+    let order: Vec<u32> = (0..u32::try_from(examples.rows()).unwrap()).collect();
+    engine.set_order(&order, Metrics::default()).unwrap();
+    let starts = small.labels.iter().scan(0, |next, labels| {
+        let rows = u32::try_from(labels.len()).unwrap();
+        *next += rows;
+        Some((*next - rows, rows))
+    });
+    let batches: Vec<(u32, u32)> = starts.collect();
+    let (mut losses, mut before) = (Vec::new(), 0.0);
+    for (done, &(start, rows)) in (0..fixture.steps).zip(batches.iter().cycle()) {
+        let lr = options.learning_rate(u64::from(done), u64::from(fixture.steps));
+        let step = StepState {
+            weight_decay: fixture.weight_decay,
+            clip_norm: fixture.clip_norm,
+            ..StepState::new(u64::from(done) + 1, lr, start, rows)
+        };
+        engine.train(&[step]).unwrap();
+        let sum = engine.poll(true).unwrap().loss_sum;
+        losses.push(sum - before);
+        before = sum;
+    }
+    golden.compare("loss", &losses);
+    let state = engine.read_state().unwrap();
+    golden.compare_arena(&model, "after/", &state.params);
+    golden.compare_arena(&model, "adam_m/", &state.m);
+    golden.compare_arena(&model, "adam_v/", &state.v);
+    golden.finish();
+
+    // Evaluation counts every class alike: without weights in the engine it says the same.
+    let weighted = engine.evaluate(Part::Test, 9).unwrap();
+    let parts = Parts { test: Some(&examples), ..Parts::default() };
+    engine.load(&model, &state, AdamConfig::default(), parts).unwrap();
+    assert_eq!(engine.evaluate(Part::Test, 9).unwrap(), weighted);
+    for bad in [&[1.0, 1.0][..], &[1.0, -1.0, 1.0], &[1.0, f32::NAN, 1.0]] {
+        let parts = Parts { train: Some(&examples), class_weights: Some(bad), ..Parts::default() };
+        let error = engine.load(&model, &state, AdamConfig::default(), parts).unwrap_err().to_string();
+        assert!(error.contains("class_weights"), "{error}");
+    }
+}
+
+#[test]
+fn options_on_the_reference() {
+    let info = DeviceInfo {
+        device: "reference".into(),
+        name: "reference".into(),
+        executed: "plain loops in f32".into(),
+        threads: 1,
+    };
+    options_by_engine(&mut HostEngine::new(Reference::<f32>::new(), info), F32);
+}
+
+#[test]
+fn options_on_the_cpus_engine() {
+    for isa in Isa::available() {
+        options_by_engine(&mut CpuEngine::new(Cpu::with_isa(2, isa).unwrap()), F32);
+    }
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn options_on_cuda() {
+    for mut engine in device::engines() {
+        options_by_engine(&mut engine, F32);
     }
 }
 

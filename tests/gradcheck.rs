@@ -392,8 +392,14 @@ fn cross_entropy_by_the_logits() {
         let forward = |logits: &[f64]| {
             let (mut probs, mut loss, mut hits) = (poison(b * c), poison(b), poison(b));
             let (probs_, loss_, hits_) = (&mut probs[..], &mut loss[..], &mut hits[..]);
-            let a =
-                CrossEntropyForward { logits, labels: &labels[..], probs: probs_, loss: loss_, hits: hits_ };
+            let a = CrossEntropyForward {
+                logits,
+                labels: &labels[..],
+                class_weights: None,
+                probs: probs_,
+                loss: loss_,
+                hits: hits_,
+            };
             ops().cross_entropy_forward(d, a).unwrap();
             (probs, loss, hits)
         };
@@ -406,8 +412,12 @@ fn cross_entropy_by_the_logits() {
             assert!((sum - 1.0).abs() <= 1e-15 * c as f64, "{d:?}: row {row}'s probabilities sum to {sum}");
         }
         let mut dlogits = poison(b * c);
-        let a =
-            CrossEntropyBackward::<[f64], [u32]> { probs: &probs, labels: &labels, dlogits: &mut dlogits };
+        let a = CrossEntropyBackward::<[f64], [u32]> {
+            probs: &probs,
+            labels: &labels,
+            class_weights: None,
+            dlogits: &mut dlogits,
+        };
         ops().cross_entropy_backward(d, a).unwrap();
         let loss = |inputs: &[Vec<f64>]| forward(&inputs[0]).1.iter().sum::<f64>() / b as f64;
         worst = f64::max(worst, compare(&format!("{d:?}"), &["logits"], &mut inputs, &[dlogits], loss));
@@ -438,11 +448,11 @@ impl Case {
 
     fn forward(&self, params: &[f64], ws: &mut Workspace<f64>) -> Result {
         classifier::forward(&ops(), &self.model, params, &self.ids, self.rows, self.t, ws)?;
-        classifier::loss(&ops(), &self.model, &self.labels, ws)
+        classifier::loss(&ops(), &self.model, &self.labels, None, ws)
     }
 
     fn backward(&self, params: &[f64], grads: &mut [f64], ws: &mut Workspace<f64>) -> Result {
-        classifier::backward(&ops(), &self.model, params, grads, &self.ids, &self.labels, ws)
+        classifier::backward(&ops(), &self.model, params, grads, &self.ids, &self.labels, None, ws)
     }
 }
 
@@ -550,7 +560,7 @@ fn the_classifier_refuses_what_does_not_fit() {
         Err(Error::Shape { what, .. }) => assert!(what.starts_with(name), "{what} is not {name}"),
         result => panic!("expected a shape error about {name}, found {result:?}"),
     };
-    failed(classifier::loss(&ops(), model, labels, &mut ws), "call forward first");
+    failed(classifier::loss(&ops(), model, labels, None, &mut ws), "call forward first");
     failed(case.backward(params, &mut grads, &mut ws), "call forward first");
 
     for (params, ids, rows, name) in [
@@ -565,15 +575,16 @@ fn the_classifier_refuses_what_does_not_fit() {
     failed(classifier::forward(&ops(), model, params, &[], usize::MAX, 3, &mut ws), "smaller batch");
 
     case.forward(params, &mut ws).unwrap();
-    shape(classifier::loss(&ops(), model, &labels[1..], &mut ws), "labels");
-    shape(classifier::loss(&ops(), model, &[0, 2], &mut ws), "labels");
+    shape(classifier::loss(&ops(), model, &labels[1..], None, &mut ws), "labels");
+    shape(classifier::loss(&ops(), model, &[0, 2], None, &mut ws), "labels");
     failed(case.backward(params, &mut grads, &mut ws), "call loss first");
-    failed(classifier::loss(&ops(), &other.model, labels, &mut ws), "another model");
-    classifier::loss(&ops(), model, labels, &mut ws).unwrap();
+    failed(classifier::loss(&ops(), &other.model, labels, None, &mut ws), "another model");
+    classifier::loss(&ops(), model, labels, None, &mut ws).unwrap();
     shape(case.backward(&params[1..], &mut grads, &mut ws), "params");
     shape(case.backward(params, &mut grads[1..], &mut ws), "grads");
-    let mut backward =
-        |ids: &[u32], labels| classifier::backward(&ops(), model, params, &mut grads, ids, labels, &mut ws);
+    let mut backward = |ids: &[u32], labels| {
+        classifier::backward(&ops(), model, params, &mut grads, ids, labels, None, &mut ws)
+    };
     shape(backward(&ids[1..], labels), "ids");
     shape(backward(ids, &labels[1..]), "labels");
     assert_eq!(grads, vec![0.5; n], "nothing was added");
@@ -939,13 +950,19 @@ fn every_wrong_length_is_an_error_that_names_the_argument() {
     calls += refuses_wrong_lengths("cross_entropy_forward", &arguments, |buffers| {
         let [logits, labels, probs, loss, hits] = buffers else { unreachable!() };
         let labels = &as_ids(labels)[..];
-        ops().cross_entropy_forward(d, CrossEntropyForward { logits: &logits[..], labels, probs, loss, hits })
+        ops().cross_entropy_forward(
+            d,
+            CrossEntropyForward { logits: &logits[..], labels, class_weights: None, probs, loss, hits },
+        )
     });
     let arguments = [("probs", b * c), ("labels", b), ("dlogits", b * c)];
     calls += refuses_wrong_lengths("cross_entropy_backward", &arguments, |buffers| {
         let [probs, labels, dlogits] = buffers else { unreachable!() };
         let labels = &as_ids(labels)[..];
-        ops().cross_entropy_backward(d, CrossEntropyBackward { probs: &probs[..], labels, dlogits })
+        ops().cross_entropy_backward(
+            d,
+            CrossEntropyBackward { probs: &probs[..], labels, class_weights: None, dlogits },
+        )
     });
 
     // `params` gives `n`; a wrong one is seen as wrong `grads`.
@@ -987,6 +1004,7 @@ fn ids_and_labels_out_of_range_are_errors() {
     let a = CrossEntropyForward {
         logits: &[0.0; 4][..],
         labels: &[1, 2][..],
+        class_weights: None,
         probs: &mut probs,
         loss: &mut loss,
         hits: &mut hits,
@@ -995,7 +1013,12 @@ fn ids_and_labels_out_of_range_are_errors() {
         ops().cross_entropy_forward(d, a).unwrap_err().to_string(),
         "cross_entropy_forward: labels [B] must be below 2 at every index, found 2 at index 1"
     );
-    let a = CrossEntropyBackward { probs: &probs[..], labels: &[2, 0][..], dlogits: &mut dlogits };
+    let a = CrossEntropyBackward {
+        probs: &probs[..],
+        labels: &[2, 0][..],
+        class_weights: None,
+        dlogits: &mut dlogits,
+    };
     assert_eq!(
         ops().cross_entropy_backward(d, a).unwrap_err().to_string(),
         "cross_entropy_backward: labels [B] must be below 2 at every index, found 2 at index 0"

@@ -9,7 +9,9 @@ use recurve::data::{self, DataOptions, Dataset, Examples, Source};
 use recurve::metrics::Metrics;
 use recurve::model::{Model, ModelConfig};
 use recurve::rng::{Purpose, Rng};
-use recurve::train::{Ending, EpochSeconds, Observer, TrainOptions, best_epoch, train};
+use recurve::train::{
+    ClassWeight, Ending, EpochSeconds, LrSchedule, Observer, TrainOptions, best_epoch, train,
+};
 use recurve::{Error, Result};
 use std::time::Duration;
 
@@ -156,6 +158,33 @@ fn weight_decay_and_clipping_reach_the_steps() {
     assert_eq!((last.t, last.batch_start, last.rows), (14, 96, 7));
     assert_eq!((last.weight_decay, last.clip_norm, last.lr), (0.25, 3.0, 0.5));
     assert_eq!(steps[0].rows, 16);
+}
+
+#[test]
+fn a_schedule_runs_through_the_epochs() {
+    let options =
+        TrainOptions { epochs: 2, lr: 0.5, lr_schedule: LrSchedule::Cosine, warmup_steps: 4, ..options() };
+    let steps = [options.steps(103, 0).unwrap(), options.steps(103, 7).unwrap()].concat();
+    let rates: Vec<f32> = steps.iter().map(|step| step.lr).collect();
+    assert_eq!(rates[..5], [0.0, 0.125, 0.25, 0.375, 0.5]);
+    assert_eq!(rates[9], 0.25, "half way from step 4 to step 14");
+    assert!(rates[13] > 0.0 && rates[4..].windows(2).all(|pair| pair[1] < pair[0]), "{rates:?}");
+}
+
+#[test]
+fn class_weights_are_what_was_said() {
+    let classes: Vec<String> = ["no", "a=b", "never"].map(String::from).into();
+    let labels = [0, 0, 0, 1];
+    let resolve = |text: &str| text.parse::<ClassWeight>().unwrap().resolve(&classes, &labels).unwrap();
+    assert_eq!(resolve("none"), None);
+    assert_eq!(resolve("balanced"), Some(vec![4.0 / 6.0, 2.0, 1.0]));
+    assert_eq!(resolve("a=b=3,never=0"), Some(vec![1.0, 3.0, 0.0]));
+    for text in ["", "no", "no=", "no=x", "no=1,no=2", "no=inf", "balanced,no=1"] {
+        assert!(text.parse::<ClassWeight>().is_err(), "{text:?}");
+    }
+    for text in ["none", "balanced", "a=b=3,never=0.5"] {
+        assert_eq!(text.parse::<ClassWeight>().unwrap().to_string(), text);
+    }
 }
 
 #[test]

@@ -35,6 +35,21 @@ pub(crate) fn state(model: &Model, state: &TrainState) -> Result<()> {
     Ok(())
 }
 
+/// Checks that there is one usable weight a class.
+pub(crate) fn class_weights(model: &Model, weights: Option<&[f32]>) -> Result<()> {
+    let Some(weights) = weights else { return Ok(()) };
+    let shape = |expected: String, found: String| {
+        Err(Error::Shape { op: "engine", what: "class_weights [C]", expected, found })
+    };
+    if weights.len() != model.config.classes {
+        return shape(format!("{} elements, one a class", model.config.classes), weights.len().to_string());
+    }
+    match weights.iter().position(|w| !(w.is_finite() && *w >= 0.0)) {
+        None => Ok(()),
+        Some(at) => shape("numbers of at least 0".to_string(), format!("{} at index {at}", weights[at])),
+    }
+}
+
 /// The batch of a step: its rows of the epoch's order.
 pub(crate) fn batch<'a>(order: &'a [u32], step: &StepState) -> Result<&'a [u32]> {
     let start = step.batch_start as usize;

@@ -32,6 +32,7 @@ struct Loaded<T> {
     train: Option<Examples>,
     validation: Option<Examples>,
     test: Option<Examples>,
+    class_weights: Option<Vec<T>>,
     order: Vec<u32>,
     metrics: Metrics,
     workspace: Workspace<T>,
@@ -69,6 +70,7 @@ impl<T: Real, O: HostOps<T>> Engine for HostEngine<T, O> {
 
     fn load(&mut self, model: &Model, state: &TrainState, adam: AdamConfig, parts: Parts<'_>) -> Result<()> {
         checks::state(model, state)?;
+        checks::class_weights(model, parts.class_weights)?;
         for examples in [parts.train, parts.validation, parts.test].into_iter().flatten() {
             examples.check(model.config.vocab, model.config.classes)?;
         }
@@ -83,6 +85,7 @@ impl<T: Real, O: HostOps<T>> Engine for HostEngine<T, O> {
             train: parts.train.cloned(),
             validation: parts.validation.cloned(),
             test: parts.test.cloned(),
+            class_weights: parts.class_weights.map(widen),
             order: Vec::new(),
             metrics: Metrics::default(),
             workspace: Workspace::new(),
@@ -159,7 +162,7 @@ impl<T: Real> Loaded<T> {
             train.t,
             &mut self.workspace,
         )?;
-        classifier::loss(ops, &self.model, &self.labels, &mut self.workspace)?;
+        classifier::loss(ops, &self.model, &self.labels, self.class_weights.as_deref(), &mut self.workspace)?;
         ops.fill(&mut self.grads, 0.0)?;
         classifier::backward(
             ops,
@@ -168,6 +171,7 @@ impl<T: Real> Loaded<T> {
             &mut self.grads,
             &self.ids,
             &self.labels,
+            self.class_weights.as_deref(),
             &mut self.workspace,
         )?;
         ops.adam(
@@ -211,7 +215,7 @@ impl<T: Real> Loaded<T> {
                 examples.t,
                 &mut self.workspace,
             )?;
-            classifier::loss(ops, &self.model, &self.labels, &mut self.workspace)?;
+            classifier::loss(ops, &self.model, &self.labels, None, &mut self.workspace)?;
             let (loss, hits) = (self.workspace.loss(), self.workspace.hits());
             for (loss, hits) in loss.chunks(batch_size).zip(hits.chunks(batch_size)) {
                 metrics.add_batch(loss, hits);

@@ -113,6 +113,9 @@ pub struct Parts<'a> {
     pub validation: Option<&'a Examples>,
     /// Rows for [`Part::Test`].
     pub test: Option<&'a Examples>,
+    /// `[C]`: what a training row of each class counts in loss and gradient; None is 1 for all. Evaluations do not
+    /// look at them.
+    pub class_weights: Option<&'a [f32]>,
 }
 
 impl<'a> Parts<'a> {

@@ -419,27 +419,32 @@ pub struct CrossEntropyDims {
     pub c: usize,
 }
 
-/// `probs = softmax(logits)`, `loss[row] = −log softmax(logits)[label]` through log-softmax, unclipped; `hits[row]`
-/// is 1 where the first largest logit is the label's, else 0.
+/// `probs = softmax(logits)`, `loss[row] = −class_weights[label]·log softmax(logits)[label]` through log-softmax, unclipped;
+/// `hits[row]` is 1 where the first largest logit is the label's, else 0.
 pub struct CrossEntropyForward<'a, S: ?Sized, I: ?Sized> {
     /// `[B,C]`
     pub logits: &'a S,
     /// `[B]`; a label ≥ `C` is an error on host back ends.
     pub labels: &'a I,
+    /// `[C]`: what a row of each class counts; None is 1 for all.
+    pub class_weights: Option<&'a S>,
     /// `[B,C]`, assigned.
     pub probs: &'a mut S,
-    /// `[B]`, assigned: each row's loss (not their mean).
+    /// `[B]`, assigned: each row's loss (not their mean), times its class' weight.
     pub loss: &'a mut S,
     /// `[B]`, assigned: 1.0 or 0.0.
     pub hits: &'a mut S,
 }
 
-/// `dlogits = (probs − onehot(labels)) / B`: the derivative of the batch's mean loss.
+/// `dlogits = class_weights[label]·(probs − onehot(label)) / B`: the derivative of the batch's mean loss, which is divided by
+/// the number of rows and not by the sum of their weights (Keras' `sum_over_batch_size`).
 pub struct CrossEntropyBackward<'a, S: ?Sized, I: ?Sized> {
     /// `[B,C]` as forward left it.
     pub probs: &'a S,
     /// `[B]`
     pub labels: &'a I,
+    /// `[C]`, as forward took them.
+    pub class_weights: Option<&'a S>,
     /// `[B,C]`, assigned.
     pub dlogits: &'a mut S,
 }
@@ -447,6 +452,7 @@ pub struct CrossEntropyBackward<'a, S: ?Sized, I: ?Sized> {
 impl<S: Extent + ?Sized, I: Extent + ?Sized> CrossEntropyForward<'_, S, I> {
     /// The boundary check.
     pub fn check(&self, d: CrossEntropyDims) -> Result<()> {
+        check_optional!("cross_entropy_forward", self; class_weights: "[C]" = [d.c]);
         checks!("cross_entropy_forward", self; logits: "[B,C]" = [d.b, d.c], labels: "[B]" = [d.b],
             probs: "[B,C]" = [d.b, d.c], loss: "[B]" = [d.b], hits: "[B]" = [d.b])
     }
@@ -454,6 +460,7 @@ impl<S: Extent + ?Sized, I: Extent + ?Sized> CrossEntropyForward<'_, S, I> {
 impl<S: Extent + ?Sized, I: Extent + ?Sized> CrossEntropyBackward<'_, S, I> {
     /// The boundary check.
     pub fn check(&self, d: CrossEntropyDims) -> Result<()> {
+        check_optional!("cross_entropy_backward", self; class_weights: "[C]" = [d.c]);
         checks!("cross_entropy_backward", self; probs: "[B,C]" = [d.b, d.c], labels: "[B]" = [d.b],
             dlogits: "[B,C]" = [d.b, d.c])
     }

@@ -13,7 +13,9 @@ use recurve::metrics::Metrics;
 use recurve::model::{Model, ModelConfig};
 use recurve::run::Run;
 use recurve::tensorboard::Writer;
-use recurve::train::{Ending, EpochMetrics, EpochSeconds, Observer, TrainOptions, best_epoch, train};
+use recurve::train::{
+    ClassWeight, Ending, EpochMetrics, EpochSeconds, LrSchedule, Observer, TrainOptions, best_epoch, train,
+};
 use recurve::{Error, Result, files};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -75,6 +77,21 @@ pub struct TrainArgs {
     /// Learning rate of Adam, above 0
     #[arg(long, value_name = "F", default_value_t = 0.001)]
     lr: f32,
+    /// What becomes of the learning rate: constant, or cosine down to 0 at the end (Keras' CosineDecay)
+    #[arg(long, value_name = "NAME", default_value_t = LrSchedule::Constant)]
+    lr_schedule: LrSchedule,
+    /// Steps in which the learning rate rises from 0 to --lr; 0 is off
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    warmup_steps: u64,
+    /// Largest global norm of a step's gradient (Keras' global_clipnorm); 0 is off
+    #[arg(long, value_name = "F", default_value_t = 0.0)]
+    clip_norm: f32,
+    /// Decoupled weight decay of every parameter (Keras' AdamW); 0 is off
+    #[arg(long, value_name = "F", default_value_t = 0.0)]
+    weight_decay: f32,
+    /// What training rows of a class count: none (1 each), balanced (rare classes more), or NAME=WEIGHT,… (others 1)
+    #[arg(long, value_name = "WEIGHTS", default_value_t = ClassWeight::None)]
+    class_weight: ClassWeight,
     /// Slots of the shuffle buffer, as in tf.data; 0 keeps the file's order
     #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = in_range(0, u32::MAX as usize))]
     shuffle_buffer: usize,
@@ -328,9 +345,14 @@ impl TrainArgs {
             patience: self.patience.map(|n| u32::try_from(n).unwrap_or(u32::MAX)),
             batch_size: self.batch_size,
             lr: self.lr,
+            lr_schedule: self.lr_schedule,
+            warmup_steps: self.warmup_steps,
+            clip_norm: self.clip_norm,
+            weight_decay: self.weight_decay,
+            // Known once the labels are.
+            class_weights: None,
             shuffle_buffer: self.shuffle_buffer,
             seed: self.seed,
-            ..TrainOptions::default()
         }
     }
 }
@@ -338,7 +360,7 @@ impl TrainArgs {
 /// A training from the beginning.
 fn start(args: &TrainArgs, given: &Given) -> Result<(Checkpoint, Dataset)> {
     let mut options = args.data_options();
-    let train_options = args.train_options();
+    let mut train_options = args.train_options();
     train_options.check_ranges()?;
     ModelConfig {
         embed: args.embed,
@@ -381,6 +403,7 @@ fn start(args: &TrainArgs, given: &Given) -> Result<(Checkpoint, Dataset)> {
         }
     };
     let dataset = data::load(&options, vocabulary)?;
+    train_options.class_weights = args.class_weight.resolve(&dataset.classes, &dataset.train.y)?;
     let (model, params) = match init {
         Some(weights) => (weights.model, weights.params),
         None => {
@@ -405,7 +428,7 @@ fn resume(args: &TrainArgs, given: &Given, path: &Path) -> Result<(Checkpoint, D
     let (asked_data, asked) = (args.data_options(), args.train_options());
     let (data, options, config) = (&checkpoint.data, &checkpoint.options, checkpoint.model.config);
     let path_of = |path: &Option<PathBuf>| path.as_ref().map_or("none".into(), |p| p.display().to_string());
-    let compare: [(&str, &str, String, String); 17] = [
+    let compare: [(&str, &str, String, String); 21] = [
         ("test", "--test", path_of(&asked_data.test), path_of(&data.test)),
         ("text_column", "--text-column", asked_data.text_column, data.text_column.clone()),
         ("label_column", "--label-column", asked_data.label_column, data.label_column.clone()),
@@ -425,6 +448,10 @@ fn resume(args: &TrainArgs, given: &Given, path: &Path) -> Result<(Checkpoint, D
         ("classes", "--classes", format!("{:?}", args.classes), format!("{:?}", Some(config.classes))),
         ("batch_size", "--batch-size", asked.batch_size.to_string(), options.batch_size.to_string()),
         ("lr", "--lr", asked.lr.to_string(), options.lr.to_string()),
+        ("lr_schedule", "--lr-schedule", asked.lr_schedule.to_string(), options.lr_schedule.to_string()),
+        ("warmup_steps", "--warmup-steps", asked.warmup_steps.to_string(), options.warmup_steps.to_string()),
+        ("clip_norm", "--clip-norm", asked.clip_norm.to_string(), options.clip_norm.to_string()),
+        ("weight_decay", "--weight-decay", asked.weight_decay.to_string(), options.weight_decay.to_string()),
         (
             "shuffle_buffer",
             "--shuffle-buffer",
@@ -440,25 +467,49 @@ fn resume(args: &TrainArgs, given: &Given, path: &Path) -> Result<(Checkpoint, D
             if asked_data.source == Source::Auto { "auto".into() } else { data.source.to_string() },
         ),
     ];
+    let contradicts = |flag: &str, typed: String, stored: String| {
+        Error::usage(
+            flag,
+            format!(
+                "{typed} contradicts --resume {}, which was trained with {stored}; leave the flag out, or start \
+                 from its weights with --init",
+                path.display()
+            ),
+        )
+    };
     for (field, flag, typed, stored) in compare {
         if given.has(field) && typed != stored {
-            return Err(Error::usage(
-                flag,
-                format!(
-                    "{typed} contradicts --resume {}, which was trained with {stored}; leave the flag out, or start \
-                     from its weights with --init",
-                    path.display()
-                ),
-            ));
+            return Err(contradicts(flag, typed, stored));
         }
     }
     if given.has("epochs") {
+        if options.lr_schedule == LrSchedule::Cosine && asked.epochs != options.epochs {
+            // Its learning rates are laid out over all epochs.
+            return Err(contradicts(
+                "--epochs",
+                asked.epochs.to_string(),
+                format!("a cosine over {}", options.epochs),
+            ));
+        }
         checkpoint.options.epochs = asked.epochs;
     }
     if given.has("patience") {
         checkpoint.options.patience = asked.patience;
     }
     let dataset = checkpoint.dataset()?;
+    if given.has("class_weight") {
+        let (typed, stored) = (
+            args.class_weight.resolve(&dataset.classes, &dataset.train.y)?,
+            &checkpoint.options.class_weights,
+        );
+        if typed != *stored {
+            let words = |weights: &Option<Vec<f32>>| match weights {
+                None => "no weights".to_string(),
+                Some(weights) => format!("weights {weights:?}"),
+            };
+            return Err(contradicts("--class-weight", words(&typed), words(stored)));
+        }
+    }
     Ok((checkpoint, dataset))
 }
 

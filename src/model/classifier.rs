@@ -297,14 +297,16 @@ pub fn forward<T: Real, O: HostOps<T> + ?Sized>(
 /// Computes probabilities, each row's loss and its hit from the logits that [`forward`] left in `ws`.
 ///
 /// * `labels`: `[B]`.
+/// * `class_weights`: `[C]`, multiply the losses of their classes' rows.
 ///
 /// # Errors
-/// [`Error::Shape`] if there is not one label a row or a label is not below `C`; [`Error::Failed`] if `ws` holds no
-/// batch of this model.
+/// [`Error::Shape`] if there is not one label a row, a label is not below `C`, or there is not one weight a class;
+/// [`Error::Failed`] if `ws` holds no batch of this model.
 pub fn loss<T: Real, O: HostOps<T> + ?Sized>(
     ops: &O,
     model: &Model,
     labels: &[u32],
+    class_weights: Option<&[T]>,
     ws: &mut Workspace<T>,
 ) -> Result<()> {
     let d = ws.dims("loss", Stage::Forward, model)?;
@@ -314,6 +316,7 @@ pub fn loss<T: Real, O: HostOps<T> + ?Sized>(
         CrossEntropyForward {
             logits: &ws.logits[..d.b * d.c],
             labels,
+            class_weights,
             probs: &mut ws.probs[..d.b * d.c],
             loss: &mut ws.loss[..d.b],
             hits: &mut ws.hits[..d.b],
@@ -326,7 +329,7 @@ pub fn loss<T: Real, O: HostOps<T> + ?Sized>(
 /// Adds the gradient of the batch's mean loss to `grads`, an arena of the model's table that the caller has filled
 /// (with zeros, to get the gradient alone). Needs what [`forward`] and [`loss`] left in `ws`, which stays.
 ///
-/// * `params`, `ids`, `labels`: as [`forward`] and [`loss`] took them.
+/// * `params`, `ids`, `labels`, `class_weights`: as [`forward`] and [`loss`] took them.
 ///
 /// # Errors
 /// [`Error::Shape`] if a length does not fit, an id is not below `V` or a label is not below `C`; [`Error::Failed`] if
@@ -338,6 +341,7 @@ pub fn backward<T: Real, O: HostOps<T> + ?Sized>(
     grads: &mut [T],
     ids: &[u32],
     labels: &[u32],
+    class_weights: Option<&[T]>,
     ws: &mut Workspace<T>,
 ) -> Result<()> {
     let d = ws.dims("backward", Stage::Loss, model)?;
@@ -352,7 +356,7 @@ pub fn backward<T: Real, O: HostOps<T> + ?Sized>(
     let dlogits = &mut ws.dlogits[..d.b * d.c];
     ops.cross_entropy_backward(
         d.cross_entropy(),
-        CrossEntropyBackward { probs: &ws.probs[..d.b * d.c], labels, dlogits },
+        CrossEntropyBackward { probs: &ws.probs[..d.b * d.c], labels, class_weights, dlogits },
     )?;
 
     let states = d.state() * (d.t + 1);

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Makes the golden numbers of tests/golden.rs with Keras: small.json and reference_shape.json, beside this script.
+"""Makes the golden numbers of tests/golden.rs with Keras: small.json, options.json and reference_shape.json, beside this
+script.
 
-    KERAS_BACKEND=jax python tests/golden/make.py            # writes both files
+    KERAS_BACKEND=jax python tests/golden/make.py            # writes the files
     KERAS_BACKEND=jax python tests/golden/make.py --check    # writes nothing; fails if they would differ
 
 Needs keras, jax and numpy (the versions that made a file stand inside it). With the same versions on the same
@@ -277,6 +278,54 @@ def check_adam(weights, all_grads, out, floatx):
     assert abs(off) < 1e-15 if floatx == "float64" else -6.9e-6 < off < -6.5e-6
 
 
+# ---------------------------------------------------------------- what may be chosen besides
+
+OPTIONS = dict(weight_decay=2.0**-3, clip_norm=0.5, class_weights=[0.5, 2.0, 1.25], steps=6, warmup_steps=2)
+
+
+def options():
+    """Six steps of the small model with weight decay, clipping, class weights and a scheduled rate at once."""
+    import jax
+    import keras
+    import numpy as np
+
+    assert keras.backend.backend() == "jax"
+    weights, ids, labels = small_inputs()
+    model = build(**DIMS)
+    model.set_weights([weights[n].astype("float32") for n in NAMES])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    warmup, steps = OPTIONS["warmup_steps"], OPTIONS["steps"]
+    schedule = keras.optimizers.schedules.CosineDecay(0.0, steps - warmup, warmup_target=LR, warmup_steps=warmup)
+    optimizer = keras.optimizers.AdamW(
+        schedule, weight_decay=OPTIONS["weight_decay"], global_clipnorm=OPTIONS["clip_norm"]
+    )
+    model.compile(optimizer, loss)
+    losses, norms = [], []
+    for step in range(steps):
+        x, y = ids[step % 3].astype("int32"), labels[step % 3].astype("int32")
+        rows = np.asarray(OPTIONS["class_weights"], "float32")[y]
+        grads = grads_of(model, lambda y, z: loss(y, z, sample_weight=rows), x, y)[1]
+        norms.append(float(np.sqrt(sum(np.sum(np.square(np.asarray(g, "float64"))) for g in grads))))
+        model.reset_metrics()
+        found = model.train_on_batch(x, y, class_weight=dict(enumerate(OPTIONS["class_weights"])))
+        losses.append(np.asarray(found, "float32"))
+    print("norms of the gradients:", norms, file=sys.stderr)
+    assert min(norms) < OPTIONS["clip_norm"] < max(norms), "some steps must clip and some not"
+    arrays = {f"after/{n}": w for n, w in named(model, model.get_weights()).items()}
+    arrays |= {f"adam_m/{n}": w for n, w in named(model, [w.value for w in optimizer._momentums]).items()}
+    arrays |= {f"adam_v/{n}": w for n, w in named(model, [w.value for w in optimizer._velocities]).items()}
+    arrays["loss"] = np.asarray(losses)
+    # Schedules alone, beyond their end too: with and without warm-up, as (rate, steps, warm-up).
+    schedules = {}
+    for rate, total, warmup in [(LR, steps, 2), (0.001, 7820, 0), (0.003, 1000, 137)]:
+        decay = keras.optimizers.schedules.CosineDecay
+        made = decay(0.0, total - warmup, warmup_target=rate, warmup_steps=warmup) if warmup else decay(rate, total)
+        at = sorted({0, 1, 2, warmup, warmup + 1, total // 3, total // 2, total - 2, total - 1, total, total + 5})
+        schedules[f"{rate},{total},{warmup}"] = {"at": at, "rates": flat(np.asarray([float(made(s)) for s in at]))}
+    versions = {"keras": keras.__version__, "jax": jax.__version__, "numpy": np.__version__}
+    return {"versions": versions, "schedules": schedules, "arrays": {n: flat(a) for n, a in arrays.items()}}
+
+
 # ---------------------------------------------------------------- the reference shape
 
 
@@ -382,16 +431,17 @@ def child(what, x64):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare with the files instead of writing them")
-    parser.add_argument("--part", choices=["float32", "float64", "reference"], help=argparse.SUPPRESS)
+    parser.add_argument("--part", choices=["float32", "float64", "options", "reference"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.part:
-        part = reference_shape() if args.part == "reference" else small(args.part)
+        made = {"reference": reference_shape, "options": options}
+        part = made[args.part]() if args.part in made else small(args.part)
         json.dump(part, sys.stdout)
         return 0
 
     weights, ids, labels = small_inputs()
     single, double = child("float32", False), child("float64", True)
-    reference = child("reference", False)
+    reference, chosen = child("reference", False), child("options", False)
     assert single["versions"] == double["versions"] == reference["versions"]
     head = {"made_by": "tests/golden/make.py, KERAS_BACKEND=jax", "versions": single["versions"]}
     files = {
@@ -407,6 +457,10 @@ def main():
             "float32": single["arrays"],
             "float64": double["arrays"],
         },
+        "options.json": head
+        | {"lr": LR}
+        | OPTIONS
+        | {"schedules": chosen["schedules"], "arrays": chosen["arrays"]},
         "reference_shape.json": head | reference["inputs"] | {"arrays": reference["arrays"]},
     }
     status = 0

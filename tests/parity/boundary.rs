@@ -37,6 +37,7 @@ fn a_label_out_of_range_is_named_and_nothing_is_written() {
     let a = CrossEntropyForward {
         logits: &[0.0; 4][..],
         labels,
+        class_weights: None,
         probs: &mut probs,
         loss: &mut loss,
         hits: &mut hits,
@@ -44,7 +45,7 @@ fn a_label_out_of_range_is_named_and_nothing_is_written() {
     let error = cpu.cross_entropy_forward(d, a).unwrap_err().to_string();
     assert!(error.contains("cross_entropy_forward") && error.contains("2 at index 1"), "{error}");
     assert_eq!((probs, loss, hits), ([7.0; 4], [7.0; 2], [7.0; 2]));
-    let a = CrossEntropyBackward { probs: &[0.5; 4][..], labels, dlogits: &mut probs };
+    let a = CrossEntropyBackward { probs: &[0.5; 4][..], labels, class_weights: None, dlogits: &mut probs };
     let error = cpu.cross_entropy_backward(d, a).unwrap_err().to_string();
     assert!(error.contains("cross_entropy_backward") && error.contains("2 at index 1"), "{error}");
     assert_eq!(probs, [7.0; 4]);

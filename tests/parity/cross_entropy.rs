@@ -87,6 +87,7 @@ impl Operation for Forward {
             CrossEntropyForward {
                 logits: logits.borrow(),
                 labels: labels.borrow(),
+                class_weights: None,
                 probs: probs.borrow_mut(),
                 loss: loss.borrow_mut(),
                 hits: hits.borrow_mut(),
@@ -123,6 +124,7 @@ impl Operation for Backward {
             CrossEntropyBackward {
                 probs: probs.borrow(),
                 labels: labels.borrow(),
+                class_weights: None,
                 dlogits: dlogits.borrow_mut(),
             },
         )

@@ -14,7 +14,11 @@ pub(super) fn forward(d: CrossEntropyDims, a: CrossEntropyForward<'_, [f32], [u3
     let width = d.c.max(1);
     let rows = a.logits.chunks_exact(width).zip(a.probs.chunks_exact_mut(width));
     for (row, (logits, probs)) in rows.enumerate() {
-        (a.loss[row], a.hits[row]) = self::row(logits, a.labels[row] as usize, probs);
+        let label = a.labels[row] as usize;
+        (a.loss[row], a.hits[row]) = self::row(logits, label, probs);
+        if let Some(weights) = a.class_weights {
+            a.loss[row] *= weights[label];
+        }
     }
     Ok(())
 }
@@ -53,6 +57,9 @@ pub(super) fn backward(d: CrossEntropyDims, a: CrossEntropyBackward<'_, [f32], [
         for (class, (dx, p)) in dlogits.iter_mut().zip(probs).enumerate() {
             let target = if class == label { 1.0 } else { 0.0 };
             *dx = (p - target) / batch;
+            if let Some(weights) = a.class_weights {
+                *dx *= weights[label];
+            }
         }
     }
     Ok(())

@@ -3,11 +3,11 @@
 //! ```text
 //! z = logits − max(logits)          shifted, so that no exponential overflows
 //! lse = log(sum of exp(z))
-//! probs = exp(z) / sum of exp(z)    loss = lse − z[label]    hit = (first largest logit is the label's)
-//! dlogits = (probs − onehot(label)) / B
+//! probs = exp(z) / sum of exp(z)    loss = w·(lse − z[label])   hit = (first largest logit is the label's)
+//! dlogits = w·(probs − onehot(label)) / B                       w = class_weights[label], or 1
 //! ```
-//! Shapes: `logits probs dlogits` `[B,C]`, `labels loss hits` `[B]`. `dlogits` is the derivative of the batch's mean
-//! loss; `loss` holds each row's own.
+//! Shapes: `logits probs dlogits` `[B,C]`, `labels loss hits` `[B]`, `class_weights` `[C]`. `dlogits` is the derivative
+//! of the batch's mean loss; `loss` holds each row's own.
 
 use super::{at, check_ids};
 use crate::backend::{CrossEntropyBackward, CrossEntropyDims, CrossEntropyForward, Real};
@@ -27,7 +27,10 @@ pub fn forward<T: Real>(d: CrossEntropyDims, a: CrossEntropyForward<'_, [T], [u3
         let label = label as usize;
         let largest = first_largest(logits);
         let sum = softmax(logits, &mut a.probs[row * d.c..(row + 1) * d.c]);
-        let loss = sum.ln() - (logits[label] - logits[largest]);
+        let mut loss = sum.ln() - (logits[label] - logits[largest]);
+        if let Some(weights) = a.class_weights {
+            loss = loss * weights[label];
+        }
         a.loss[row] = loss;
         a.hits[row] = if largest == label && !loss.is_nan() { T::one() } else { T::zero() };
     }
@@ -46,7 +49,11 @@ pub fn backward<T: Real>(d: CrossEntropyDims, a: CrossEntropyBackward<'_, [T], [
     for (row, &label) in a.labels.iter().enumerate() {
         for col in 0..d.c {
             let onehot = if col == label as usize { T::one() } else { T::zero() };
-            a.dlogits[at(d.c, row, col)] = (a.probs[at(d.c, row, col)] - onehot) / rows;
+            let mut dlogit = (a.probs[at(d.c, row, col)] - onehot) / rows;
+            if let Some(weights) = a.class_weights {
+                dlogit = dlogit * weights[label as usize];
+            }
+            a.dlogits[at(d.c, row, col)] = dlogit;
         }
     }
     Ok(())
@@ -111,7 +118,14 @@ mod tests {
         let (mut probs, mut loss, mut hits) = (vec![9.0; 3 * b], vec![9.0; b], vec![9.0; b]);
         forward(
             CrossEntropyDims { b, c: 3 },
-            CrossEntropyForward { logits, labels, probs: &mut probs, loss: &mut loss, hits: &mut hits },
+            CrossEntropyForward {
+                logits,
+                labels,
+                class_weights: None,
+                probs: &mut probs,
+                loss: &mut loss,
+                hits: &mut hits,
+            },
         )
         .unwrap();
         (probs, loss, hits)

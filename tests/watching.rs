@@ -1,5 +1,5 @@
 //! Looking at a training: TensorBoard's event files decoded again, pictures of curves, and the shells' completions.
-//! `scripts/interop-tensorboard` reads the event files with TensorBoard's own code.
+//! `scripts/interop` reads the event files with TensorBoard's own code.
 
 // A test that cannot go on fails; clippy allows that inside of test functions only, not in their helpers.
 #![allow(clippy::unwrap_used)]

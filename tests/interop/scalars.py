@@ -1,36 +1,21 @@
-#!/usr/bin/env python3
 """Reads what `recurve train --tensorboard` writes with TensorBoard's own code, and compares it with the report.
 
-    scripts/interop-tensorboard [RECURVE]   the binary [default: cargo builds it]
+    tests/interop/scalars.py RECURVE    the binary; scripts/interop runs it with the Python that has tensorboard
 
 Trains two small runs, goes on with one of them, and asks TensorBoard's EventMultiplexer (what its server reads runs with) for
-every scalar. tensorboard is installed into .cache/interop/tensorboard, pinned; the network is needed for that alone.
+every scalar.
 """
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
 import tempfile
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-CACHE = ROOT / ".cache" / "interop" / "tensorboard"
-REQUIREMENTS = ["tensorboard==2.20.0", "setuptools<81"]  # this tensorboard still imports pkg_resources
 TAGS = {
     "loss/train": "loss", "accuracy/train": "accuracy", "loss/validation": "validation_loss",
     "accuracy/validation": "validation_accuracy", "loss/test": "test_loss", "accuracy/test": "test_accuracy",
 }
-
-
-def install() -> pathlib.Path:
-    python, stamp = CACHE / "bin" / "python", CACHE / "installed"
-    wanted = "\n".join(REQUIREMENTS)
-    if not (stamp.is_file() and stamp.read_text() == wanted):
-        subprocess.run([sys.executable, "-m", "venv", CACHE], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *REQUIREMENTS], check=True)
-        stamp.write_text(wanted)
-    return python
 
 
 def run(recurve: str, folder: pathlib.Path, *arguments):
@@ -69,15 +54,4 @@ def check(recurve: str):
     print(f"tensorboard {tensorboard.version.VERSION}: {compared} scalars of 2 runs, one of them resumed, are the reports'")
 
 
-def main():
-    if os.environ.get("INTEROP_TENSORBOARD") == "inside":
-        return check(sys.argv[1])
-    recurve = sys.argv[1] if len(sys.argv) > 1 else None
-    if not recurve:
-        subprocess.run(["cargo", "build", "--locked", "--bin", "recurve"], check=True, cwd=ROOT)
-        recurve = ROOT / os.environ.get("CARGO_TARGET_DIR", "target") / "debug" / "recurve"
-    env = dict(os.environ, INTEROP_TENSORBOARD="inside")
-    sys.exit(subprocess.run([install(), __file__, pathlib.Path(recurve).resolve()], env=env).returncode)
-
-
-main()
+check(str(pathlib.Path(sys.argv[1]).resolve()))

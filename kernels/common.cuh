@@ -144,6 +144,16 @@ __device__ __forceinline__ float d_tanh(float tanh_output) { return fmaf(-tanh_o
 
 // ---------------------------------------------------------------- fours
 
+// Four numbers of shared memory, at a multiple of 16 bytes. One instruction, as it stands: left to itself, the compiler splits and
+// rejoins such loads, and not the same way in every run of it.
+__device__ __forceinline__ float4 shared4(const void* at) {
+    float4 x;
+    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
+                 : "r"((u32)__cvta_generic_to_shared(at)));
+    return x;
+}
+
 // Elements [at, at + 4) of an array of n: one load where `aligned` (a multiple of 16 bytes, with n a multiple of 4), 0 beyond n.
 __device__ __forceinline__ float4 load4(const float* from, u64 at, u64 n, bool aligned) {
     if (aligned) return at < n ? *(const float4*)(from + at) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);

@@ -55,7 +55,7 @@ __device__ __forceinline__ const float* walk(const float (&w)[EP], const float (
         float sum = bias;
 #pragma unroll
         for (u32 j = 0; j < EP / 4; ++j) {
-            const float4 part = fours[j];
+            const float4 part = shared4(fours + j);
             sum = fmaf(part.x, w[4 * j + 0], sum);
             sum = fmaf(part.y, w[4 * j + 1], sum);
             sum = fmaf(part.z, w[4 * j + 2], sum);
@@ -232,13 +232,12 @@ __device__ __forceinline__ void fused_step(const Step* steps, u32* cursor, const
             for (u32 other = 0; other < GATES; ++other) {
 #pragma unroll 4
                 for (u32 four = 0; four < HP; four += 4) {
-                    const float4 weight = *(const float4*)(w_tile + k * TILE_PITCH<HP> + other * HP + four);
+                    const float4 weight = shared4(w_tile + k * TILE_PITCH<HP> + other * HP + four);
 #pragma unroll
                     for (u32 i = 0; i < 4; ++i) {
                         // Beyond the last time step: the last again, and nothing is written.
                         const u32 s = min(first_s + i, t - 1);
-                        const float4 part =
-                            *(const float4*)(gates + s * GateRow<HP>::ROW + other * GateRow<HP>::GATE + four);
+                        const float4 part = shared4(gates + s * GateRow<HP>::ROW + other * GateRow<HP>::GATE + four);
                         sum[i] = fmaf(part.x, weight.x, sum[i]);
                         sum[i] = fmaf(part.y, weight.y, sum[i]);
                         sum[i] = fmaf(part.z, weight.z, sum[i]);

@@ -18,7 +18,7 @@ template <u32 N>
 __device__ __forceinline__ void add_product(const float4* left, const float (&right)[N], float (&chain)[4]) {
 #pragma unroll
     for (u32 j = 0; j < N / 4; ++j) {
-        const float4 part = left[j];
+        const float4 part = shared4(left + j);
         chain[0] = fmaf(part.x, right[4 * j + 0], chain[0]);
         chain[1] = fmaf(part.y, right[4 * j + 1], chain[1]);
         chain[2] = fmaf(part.z, right[4 * j + 2], chain[2]);
@@ -60,7 +60,7 @@ template <u32 HP, u32 N>
 __device__ __forceinline__ void add_slice(const float4* dpre, u32 slice, const float (&kept)[N], float (&chain)[4]) {
 #pragma unroll
     for (u32 j = 0; j < N / 4; ++j) {
-        const float4 part = dpre[slice_place<HP>(j, slice)];
+        const float4 part = shared4(dpre + slice_place<HP>(j, slice));
         chain[0] = fmaf(part.x, kept[4 * j + 0], chain[0]);
         chain[1] = fmaf(part.y, kept[4 * j + 1], chain[1]);
         chain[2] = fmaf(part.z, kept[4 * j + 2], chain[2]);
@@ -81,7 +81,7 @@ template <u32 N>
 __device__ __forceinline__ void add_column(const float4* left, float right, float (&sum)[N]) {
 #pragma unroll
     for (u32 j = 0; j < N / 4; ++j) {
-        const float4 part = left[j];
+        const float4 part = shared4(left + j);
         sum[4 * j + 0] = fmaf(part.x, right, sum[4 * j + 0]);
         sum[4 * j + 1] = fmaf(part.y, right, sum[4 * j + 1]);
         sum[4 * j + 2] = fmaf(part.z, right, sum[4 * j + 2]);

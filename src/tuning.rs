@@ -28,6 +28,8 @@ launch_constants! {
 
     /// Side of a block's tile of a matrix product.
     GEMM_TILE = 64;
+    /// Columns of a tile of a product that has no more.
+    GEMM_NARROW = 16;
     /// Elements of the summed dimension that pass through shared memory at a time.
     GEMM_K = 16;
     /// Threads of a block of a matrix product: 4 by 4 elements each.

@@ -253,7 +253,8 @@ kernels! {
     "activation": activate;
     "batch": gather_batch;
     "embedding": embedding_forward embedding_backward;
-    "gemm": gemm_nn gemm_nt gemm_tn gemm_tt column_sums;
+    "gemm":
+        gemm_nn gemm_nt gemm_tn gemm_tt gemm_nn_narrow gemm_nt_narrow gemm_tn_narrow gemm_tt_narrow column_sums;
     "lstm_cell": lstm_cell_forward lstm_cell_backward;
     "lstm_sequence":
         lstm_sequence_forward_h32 lstm_sequence_forward_h64 lstm_sequence_forward_h96 lstm_sequence_forward_h128

@@ -109,6 +109,11 @@ impl CudaEngine {
         &self.cuda
     }
 
+    /// The device, without what was loaded.
+    pub fn into_cuda(self) -> Cuda {
+        self.cuda
+    }
+
     /// How many graphs were recorded so far: a few, not some for each epoch. On the fused path one for each number of steps
     /// that a graph may have, else one for each size of batch.
     pub fn graphs_recorded(&self) -> u64 {

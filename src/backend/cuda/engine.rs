@@ -13,7 +13,8 @@
 //! | cells | one an operation, one for each time step of the LSTM | one step, for each number of rows |
 //!
 //! Every sum has one order whatever the path, so the fused path and the sequence's give the same bits: what a device has
-//! of shared memory changes no result. A step that clips needs the norm of the whole gradient before Adam: it takes the
+//! of shared memory changes no result. One exception: for E from 33 to 64 the sequence's path sums W's gradient by a
+//! product, in another order; there the path is the same on every device ([`Fused::within`]). A step that clips needs the norm of the whole gradient before Adam: it takes the
 //! sequence's path (or the cells'), with the gradients in an arena.
 
 use super::batch::{Rows, gather};

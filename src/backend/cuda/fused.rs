@@ -12,6 +12,9 @@ use std::fmt;
 /// Most hidden units of the fused kernels.
 const MOST_HIDDEN: usize = 64;
 
+/// Shared memory of a block that every GPU has which the kernels run on (compute capability 7.5 has the least).
+const LEAST_SHARED: usize = 64 << 10;
+
 /// A fused kernel's widths, and the shared memory that a block of it needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fused {
@@ -94,11 +97,14 @@ impl Fused {
         })
     }
 
-    /// This, if a block's training step fits `available` bytes of shared memory.
+    /// This, if a block's training step fits `available` bytes of shared memory; where the sequence's path sums W's
+    /// gradient in another order, if it fits what every GPU has: then the path does not depend on the device, nor do the
+    /// bits.
     ///
     /// # Errors
     /// [`Unfused::Shared`] if it does not.
     pub fn within(self, available: usize) -> Result<Self, Unfused> {
+        let available = if self.inputs > 32 { available.min(LEAST_SHARED) } else { available };
         if self.step_bytes <= available { Ok(self) } else { Err(Unfused::Shared(self.step_bytes, available)) }
     }
 

@@ -6,7 +6,11 @@
 //! | `buffer` | memory on the device and the pinned memory on the way there |
 //! | `launch` | a kernel's arguments, checked as they are pushed |
 //! | one for each kernel file | one typed function for each kernel |
-//! | `graph`, `engine` | training: a step recorded once and replayed for every batch |
+//! | `graph`, `engine` | training: steps recorded once and replayed for every batch |
+//!
+//! A training step takes one of three paths: [`fused`] (a batch row's whole step in one block, then one Adam), the sequence's
+//! kernels, or one for each time step ([`lstm_sequence`]). Which, and what they share, stands in `engine`; `recurve info`
+//! says what a shape takes and why, and `RECURVE_CUDA_PATH=unfused` or [`PathChoice`] forbids the first.
 //!
 //! The driver is looked for when it is needed: without one, everything here is an error that says so.
 //!

@@ -145,7 +145,7 @@ fn the_fused_path_has_the_bits_of_the_unfused_one() {
             };
             let (fused, unfused) = (run(PathChoice::Best), run(PathChoice::Unfused));
             println!(
-                "T {t}, V {vocab}, E {embed}, H {hidden}, C {classes}, batches of {batch}: the same bits on {} images",
+                "T {t}, V {vocab}, E {embed}, H {hidden}, C {classes}, batches of {batch}: compared on {} images",
                 fused.len()
             );
             for (fused, unfused) in fused.iter().zip(&unfused) {

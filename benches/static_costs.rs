@@ -328,6 +328,22 @@ fn main() {
     report.operations();
     let Report { operations, kernels, .. } = report;
     let (host, engine_kernels) = engine(soft, open(), quick);
+
+    // What a device with more shared memory does differently: more of U of 128 units is staged.
+    soft.set("compute_capability", 90).unwrap_or_else(|error| panic!("{error}"));
+    let cuda = open();
+    let staged_most = cuda.staged_rows();
+    let mut most = Report { soft, cuda, quick, operations: String::new(), kernels: String::new() };
+    let case = |d| lstm_sequence::Case { d, dh: false, dh_last: true, dc_last: false };
+    let (d, shape) = if quick {
+        (SequenceDims { t: 3, b: 2, e: 4, h: 128 }, "T 3, B 2, E 4, H 128")
+    } else {
+        (SequenceDims { t: 32, b: 32, e: 64, h: 128 }, "T 32, B 32, E 64, H 128")
+    };
+    most.count::<lstm_sequence::Forward>(shape, &case(d));
+    most.count::<lstm_sequence::Backward>(shape, &case(d));
+    let most_kernels: String =
+        most.kernels.lines().filter(|row| row.contains("_h128 ")).map(|row| format!("{row}\n")).collect();
     let text = format!(
         include_str!("costs/static_costs.md"),
         date = says("date", &["-u", "+%F"]),
@@ -342,6 +358,8 @@ fn main() {
         engine_table = kernel_table("what", &engine_kernels),
         operations = operations,
         kernel_table = kernel_table("operation", &kernels),
+        staged_most = staged_most,
+        most_table = kernel_table("operation", &most_kernels),
     );
     println!("{text}");
     if let Some(file) = record {

@@ -1,68 +1,200 @@
 // Adam in Keras' form over the whole arena (Kingma & Ba 2015), the sums that feed it, and clipping by the global norm.
 //   g = gradient·scale                          scale: clipping; 1 without
-//   p −= lr·weight_decay·p                      decoupled
+//   p −= decay·p                                decoupled, decay = lr·weight_decay
 //   m += (1−beta1)·(g−m);  v += (1−beta2)·(g²−v);  p −= alpha·m/(sqrt(v)+eps)
-//   alpha = lr·sqrt(1−beta2^t)/(1−beta1^t)      in f64, powers by squaring, as backend::AdamConfig::alpha
-// t, lr, decay and clipping are read from the table of steps at *cursor: a captured launch takes the next step each time.
-//   adam               a thread an element; in [partial_begin, partial_end) the gradient is the sum of `count` partials in their
-//                      order, elsewhere it is grads[i]. An element whose gradient and moments are all 0 is left alone: its update
-//                      would be p − alpha·0/(0+eps).
+// alpha and decay stand in the table of steps, at the cursor: a captured launch takes the next step each time. An element whose
+// gradient and moments are all 0 is left alone: its update would be p − alpha·0/(0+eps).
+//   adam_step          the last kernel of a training step: all gradients are summed on the way, each in one fixed order, and none
+//                      is written anywhere. Blocks by their number, ADAM_THREADS threads each:
+//                        0            metrics: a warp takes the batch's mean loss and hits; then the cursor moves on
+//                        layer        a thread an element of W, U, b: the sum of the rows' (or slices') partials, p = 0, 1, …
+//                        dense        a warp an element of W [H,C], b [C]: lanes stride over the batch, then a fixed tree
+//                        embedding    (bucket, tile of EMBEDDING_TILE columns): a thread owns four columns of a row of the table and
+//                                     sums its tokens' dx in the tokens' order; they lie side by side in `sorted` (tokens.cu)
+//   adam               four elements a thread, g = grads[i]·scale
 //   reduce_partials    out[i] (+)= sum over p of partials[p·stride + i]
 //   gradient_norm      sums[block] = the block's share of the sum of g², in f64 and a fixed order; NORM_BLOCKS blocks
 //   clip_scale         scale = clip/norm where norm > clip > 0, else 1; a NaN gradient makes it NaN; one warp
-#include "common.cuh"
+// Shapes: params m v grads [n]: in adam_step table [V,E] first, then, from a multiple of 4 on, the layer and the dense part.
+#include "cross_entropy.cuh"
 
-// base^exponent, least significant bit first: the same products as on the host.
-__device__ __forceinline__ double power(double base, u64 exponent) {
-    double product = 1.0;
-    while (exponent > 0) {
-        if (exponent & 1) product *= base;
-        base *= base;
-        exponent >>= 1;
+// What all elements share.
+struct Update {
+    float alpha, decay, one_minus_beta1, one_minus_beta2, eps;
+    bool skips;  // an element of zeros stays as it is
+};
+
+__device__ __forceinline__ Update update_of(const Step& step, float one_minus_beta1, float one_minus_beta2, float eps, float factor) {
+    const float infinity = __uint_as_float(0x7f800000u);
+    const bool skips = step.decay == 0.0f && step.alpha >= 0.0f && step.alpha < infinity && eps > 0.0f && fabsf(factor) < infinity;
+    return {step.alpha, step.decay, one_minus_beta1, one_minus_beta2, eps, skips};
+}
+
+__device__ __forceinline__ bool stays(const Update& k, float g, float mean, float square) {
+    return k.skips && g == 0.0f && mean == 0.0f && square == 0.0f;
+}
+
+__device__ __forceinline__ void update(const Update& k, float g, float& p, float& mean, float& square) {
+    if (stays(k, g, mean, square)) return;
+    if (k.decay != 0.0f) p = fmaf(-k.decay, p, p);
+    mean = fmaf(k.one_minus_beta1, g - mean, mean);
+    square = fmaf(k.one_minus_beta2, fmaf(g, g, -square), square);
+    p -= k.alpha * mean / (sqrtf(square) + k.eps);
+}
+
+// One element in memory.
+__device__ __forceinline__ void update_at(const Update& k, float g, float* params, float* m, float* v, u64 i) {
+    float mean = m[i];
+    float square = v[i];
+    if (stays(k, g, mean, square)) return;
+    float p = params[i];
+    update(k, g, p, mean, square);
+    params[i] = p;
+    m[i] = mean;
+    v[i] = square;
+}
+
+// Elements [i, i + 4) of n.
+__device__ __forceinline__ void update_four(const Update& k, float4 g, float* params, float* m, float* v, u64 i, u64 n, bool aligned) {
+    float4 mean = load4(m, i, n, aligned);
+    float4 square = load4(v, i, n, aligned);
+    if (stays(k, g.x, mean.x, square.x) && stays(k, g.y, mean.y, square.y) && stays(k, g.z, mean.z, square.z) &&
+        stays(k, g.w, mean.w, square.w)) {
+        return;
     }
-    return product;
+    float4 p = load4(params, i, n, aligned);
+    update(k, g.x, p.x, mean.x, square.x);
+    update(k, g.y, p.y, mean.y, square.y);
+    update(k, g.z, p.z, mean.z, square.z);
+    update(k, g.w, p.w, mean.w, square.w);
+    store4(params, i, n, aligned, p);
+    store4(m, i, n, aligned, mean);
+    store4(v, i, n, aligned, square);
 }
 
 __device__ __forceinline__ float sum_partials(const float* partials, u32 count, u64 stride) {
     float sum = 0.0f;
-#pragma unroll 8
+#pragma unroll 16
     for (u32 p = 0; p < count; ++p) sum += partials[p * stride];
     return sum;
 }
 
-extern "C" __global__ void __launch_bounds__(ADAM_THREADS)
-adam(const StepState* steps, const u32* cursor, const double* scale, float* params, float* m, float* v, const float* grads,
-     const float* partials, u32 partial_begin, u32 partial_end, u32 count, u64 stride, double beta1, double beta2, double eps,
-     u32 n) {
-    __shared__ float shared_alpha;
-    __shared__ float shared_decay;
-    if (threadIdx.x == 0) {
-        const StepState step = steps[*cursor];
-        const double lr = (double)step.lr;
-        shared_alpha = (float)(lr * sqrt(1.0 - power(beta2, step.t)) / (1.0 - power(beta1, step.t)));
-        shared_decay = (float)(lr * (double)step.weight_decay);
+// The sum of the four columns' gradients over the tokens of a row, in their order; `from` and `to` bound the bucket's tokens.
+// A chunk of tokens at a time comes to shared memory: a row with many tokens would wait for each of them.
+__device__ __forceinline__ float4 sum_tokens(const uint2* sorted, u32 from, u32 to, const float* dx, u32 e, u32 first_row, u32 rows,
+                                             u32 row, u32 first_col, u32 quad, u32 quads) {
+    __shared__ __align__(16) float4 staged[STAGED_QUADS];
+    __shared__ u32 row_begin[ADAM_THREADS];
+    __shared__ u32 row_end[ADAM_THREADS];
+    float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    const u32 chunk_tokens = STAGED_QUADS / quads;
+    for (u32 first = from; first < to; first += chunk_tokens) {
+        const u32 count = min(chunk_tokens, to - first);
+        row_begin[threadIdx.x] = 0;
+        row_end[threadIdx.x] = 0;
+        __syncthreads();
+        for (u32 i = threadIdx.x; i < count; i += ADAM_THREADS) {
+            const u32 id = sorted[first + i].x;
+            if (i == 0 || sorted[first + i - 1].x != id) row_begin[id - first_row] = i;
+            if (i + 1 == count || sorted[first + i + 1].x != id) row_end[id - first_row] = i + 1;
+        }
+        for (u32 i = threadIdx.x; i < count * quads; i += ADAM_THREADS) {
+            const u64 token = sorted[first + i / quads].y;
+            const u32 col = first_col + i % quads * 4;
+            staged[i] = load4(dx + token * e, col, e, e % 4 == 0);
+        }
+        __syncthreads();
+        const u32 end = row < rows ? row_end[row] : 0;
+        for (u32 i = row < rows ? row_begin[row] : 0; i < end; ++i) {
+            const float4 part = staged[i * quads + quad];
+            sum.x += part.x;
+            sum.y += part.y;
+            sum.z += part.z;
+            sum.w += part.w;
+        }
+        __syncthreads();
     }
-    __syncthreads();
-    const u32 i = blockIdx.x * ADAM_THREADS + threadIdx.x;
+    return sum;
+}
+
+extern "C" __global__ void __launch_bounds__(ADAM_THREADS)
+adam_step(const Step* steps, u32* cursor, float* params, float* m, float* v, const float* dx, const uint2* sorted, const u32* begins,
+          const float* partials, const float* h_last, const float* dlogits, const float* loss, const float* hits, MetricSums* sums,
+          u32 vocab, u32 e, u32 owned, u32 buckets, u64 capacity, u32 layer_begin, u32 layer_blocks, u32 dense_begin,
+          u32 dense_blocks, u32 hidden, u32 classes, u64 stride, u32 most_partials, u32 by_rows, float one_minus_beta1,
+          float one_minus_beta2, float eps) {
+    const u32 at = cursor[CURSOR_LAST];
+    const Step step = steps[at];
+    const u32 rows = step.rows;
+    u32 block = blockIdx.x;
+    if (block == 0) {
+        if (threadIdx.x >= WARP) return;
+        const BatchMean batch = batch_mean(loss, hits, 0, rows);
+        if (threadIdx.x != 0) return;
+        if (rows > 0) {
+            sums->loss_sum += batch.mean;
+            sums->correct += batch.correct;
+            sums->batches += 1;
+            sums->examples += rows;
+        }
+        cursor[CURSOR_STEP] = at + 1;
+        return;
+    }
+    block -= 1;
+    const Update k = update_of(step, one_minus_beta1, one_minus_beta2, eps, 1.0f);
+    if (block < layer_blocks) {
+        const u32 i = block * ADAM_THREADS + threadIdx.x;
+        if (i >= dense_begin - layer_begin) return;
+        const u32 count = by_rows ? min(rows, most_partials) : most_partials;
+        update_at(k, sum_partials(partials + i, count, stride), params, m, v, (u64)layer_begin + i);
+        return;
+    }
+    block -= layer_blocks;
+    if (block < dense_blocks) {
+        const u32 i = block * (ADAM_THREADS / WARP) + threadIdx.x / WARP;
+        if (i >= (hidden + 1) * classes) return;
+        const u32 lane = threadIdx.x % WARP;
+        const u32 unit = i / classes;
+        const u32 col = i - unit * classes;
+        const bool is_bias = unit == hidden;
+        float sum = 0.0f;
+        for (u64 row = lane; row < rows; row += WARP) {
+            const float factor = is_bias ? 1.0f : h_last[row * hidden + unit];
+            sum = fmaf(factor, dlogits[row * classes + col], sum);
+        }
+        sum = warp_sum(sum);
+        if (lane == 0) update_at(k, sum, params, m, v, (u64)dense_begin + i);
+        return;
+    }
+    block -= dense_blocks;
+    const u32 bucket = block % buckets;
+    const u32 first_col = block / buckets * EMBEDDING_TILE;
+    const u32 quads = min((e + 3) / 4, EMBEDDING_TILE / 4);
+    const u32 first_row = bucket * owned;
+    const u32 owned_rows = min(owned, vocab - first_row);
+    const u32 row = threadIdx.x / quads;
+    const u32 quad = threadIdx.x % quads;
+    const u32 col = first_col + quad * 4;
+    const u32* bounds = begins + (u64)at * (buckets + 1) + bucket;
+    sorted += at * capacity;
+    const float4 g = sum_tokens(sorted, bounds[0], bounds[1], dx, e, first_row, owned_rows, row, first_col, quad, quads);
+    if (row >= owned_rows || col >= e) return;
+    const u64 base = (u64)(first_row + row) * e;
+    update_four(k, g, params + base, m + base, v + base, col, e, e % 4 == 0);
+}
+
+extern "C" __global__ void __launch_bounds__(ADAM_THREADS)
+adam(const Step* steps, const u32* cursor, const double* scale, float* params, float* m, float* v, const float* grads,
+     float one_minus_beta1, float one_minus_beta2, float eps, u32 n) {
+    const u64 i = ((u64)blockIdx.x * ADAM_THREADS + threadIdx.x) * 4;
     if (i >= n) return;
-    const float alpha = shared_alpha;
-    const float decay = shared_decay;
     const float factor = scale ? (float)*scale : 1.0f;
-    const bool partial = i >= partial_begin && i < partial_end;
-    float g = partial ? sum_partials(partials + (i - partial_begin), count, stride) : grads[i];
-    float mean = m[i];
-    float square = v[i];
-    const float infinity = __uint_as_float(0x7f800000u);
-    const bool plain = decay == 0.0f && alpha >= 0.0f && alpha < infinity && eps > 0.0 && fabsf(factor) < infinity;
-    if (plain && g == 0.0f && mean == 0.0f && square == 0.0f) return;
-    g *= factor;
-    float p = params[i];
-    if (decay != 0.0f) p = fmaf(-decay, p, p);
-    mean = fmaf((float)(1.0 - beta1), g - mean, mean);
-    square = fmaf((float)(1.0 - beta2), fmaf(g, g, -square), square);
-    m[i] = mean;
-    v[i] = square;
-    params[i] = p - alpha * mean / (sqrtf(square) + (float)eps);
+    const Update k = update_of(steps[cursor[CURSOR_STEP]], one_minus_beta1, one_minus_beta2, eps, factor);
+    const bool aligned = i + 4 <= n;
+    float4 g = load4(grads, i, n, aligned);
+    // A gradient of 0 stays one: a factor that is not finite forbids the skipping.
+    g = make_float4(g.x * factor, g.y * factor, g.z * factor, g.w * factor);
+    update_four(k, g, params, m, v, i, n, aligned);
 }
 
 extern "C" __global__ void __launch_bounds__(ELEMENT_THREADS)
@@ -92,12 +224,12 @@ extern "C" __global__ void __launch_bounds__(ELEMENT_THREADS) gradient_norm(cons
 }
 
 extern "C" __global__ void __launch_bounds__(WARP)
-clip_scale(const double* sums, const StepState* steps, const u32* cursor, double* scale) {
+clip_scale(const double* sums, const Step* steps, const u32* cursor, double* scale) {
     double sum = 0.0;
     for (u32 i = threadIdx.x; i < NORM_BLOCKS; i += WARP) sum += sums[i];
     sum = warp_sum(sum);
     if (threadIdx.x == 0) {
-        const double clip = (double)steps[*cursor].clip_norm;
+        const double clip = (double)steps[cursor[CURSOR_STEP]].clip_norm;
         const double norm = sqrt(sum);
         *scale = clip <= 0.0 || norm <= clip ? 1.0 : clip / norm;
     }

@@ -20,17 +20,21 @@ constexpr u32 GATE_G = 2;
 constexpr u32 GATE_O = 3;
 constexpr u32 GATES = 4;
 
-// backend::StepState: one row of the epoch's table of steps.
-struct StepState {
-    u64 t;
-    float lr;
-    float weight_decay;
-    float clip_norm;
+// backend::cuda::steps::Step: one row of the table of steps. What Adam needs of a step is computed by the host, in f64.
+struct __align__(16) Step {
+    float alpha;      // lr·sqrt(1−beta2^t)/(1−beta1^t)
+    float decay;      // lr·weight_decay
+    float clip_norm;  // 0: no clipping
     u32 batch_start;
     u32 rows;
-    u32 reserved;
+    u32 reserved[3];
 };
-static_assert(sizeof(StepState) == 32, "as backend::StepState");
+static_assert(sizeof(Step) == 32, "as backend::cuda::steps::Step");
+
+// The step at hand is steps[cursor[…]]. The kernels of a step read cursor[CURSOR_STEP], all but the last, which reads
+// cursor[CURSOR_LAST]: so the first kernel may set the one and the last kernel the other while their neighbours in the grid read.
+constexpr u32 CURSOR_STEP = 0;
+constexpr u32 CURSOR_LAST = 1;
 
 // metrics::Metrics on the device.
 struct MetricSums {
@@ -137,6 +141,36 @@ __device__ __forceinline__ float strict_log(float x) {
 // Derivatives, named by what they take.
 __device__ __forceinline__ float d_sigmoid(float sigmoid_output) { return sigmoid_output * (1.0f - sigmoid_output); }
 __device__ __forceinline__ float d_tanh(float tanh_output) { return fmaf(-tanh_output, tanh_output, 1.0f); }
+
+// ---------------------------------------------------------------- fours
+
+// Four numbers of shared memory, at a multiple of 16 bytes. One instruction, as it stands: left to itself, the compiler splits and
+// rejoins such loads, and not the same way in every run of it.
+__device__ __forceinline__ float4 shared4(const void* at) {
+    float4 x;
+    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
+                 : "r"((u32)__cvta_generic_to_shared(at)));
+    return x;
+}
+
+// Elements [at, at + 4) of an array of n: one load where `aligned` (a multiple of 16 bytes, with n a multiple of 4), 0 beyond n.
+__device__ __forceinline__ float4 load4(const float* from, u64 at, u64 n, bool aligned) {
+    if (aligned) return at < n ? *(const float4*)(from + at) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    return make_float4(at < n ? from[at] : 0.0f, at + 1 < n ? from[at + 1] : 0.0f, at + 2 < n ? from[at + 2] : 0.0f,
+                       at + 3 < n ? from[at + 3] : 0.0f);
+}
+
+__device__ __forceinline__ void store4(float* to, u64 at, u64 n, bool aligned, float4 value) {
+    if (aligned) {
+        if (at < n) *(float4*)(to + at) = value;
+        return;
+    }
+    if (at < n) to[at] = value.x;
+    if (at + 1 < n) to[at + 1] = value.y;
+    if (at + 2 < n) to[at + 2] = value.z;
+    if (at + 3 < n) to[at + 3] = value.w;
+}
 
 // ---------------------------------------------------------------- reductions
 

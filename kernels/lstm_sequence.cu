@@ -3,12 +3,13 @@
 // Rows of the batch are independent: a block takes one row (backward: one row after another) through all time steps, and blocks
 // never wait for each other. HP is H padded to 32, 64, 96 or 128; what is padded holds zeros, so that no sum depends on it.
 // A block has 4·HP threads. Thread tid belongs to unit tid/4; tid%4 is its gate, so that the four gates of a unit lie in one warp
-// and are exchanged by shuffles. One block barrier a time step: what threads exchange through shared memory is double-buffered.
+// and are exchanged by shuffles (lstm_sequence.cuh). One block barrier a time step: what threads exchange through shared memory is double-buffered.
 //
 //   forward    gates holds x·W + b on entry (one gemm over all time steps). A thread keeps its column of U in registers, the last
 //              output h lies in shared memory: pre = gates + h·U, four chains of fmaf (k mod 4), added as (0+1)+(2+3).
-//   backward   dh of the step before: thread (unit k, slice s) sums dpre[col]·U[k,col] over the columns 16j + 4s + i (chain i);
-//              the four slices are added by shuffles, (0+1)+(2+3). dpre lies in shared memory, U's slice in registers.
+//   backward   dh of the step before: thread (unit k, slice s) sums dpre[col]·U[k,col] over the columns 16j + 4s + i (chain i) of
+//              the 4·HP, gates padded; the four slices are added by shuffles, (0+1)+(2+3). dpre lies in shared memory, U's slice
+//              in registers.
 //   _e16 _e32  backward also sums dW, dU and db of its rows in registers, last time step first, into partials[block]:
 //              [dW (E·4H) | dU (H·4H) | db (4H)]. Without the suffix: _h32 and _h64 sum dU and db, _h96 and _h128 nothing
 //              (gemm_tn and column_sums over dpre do the rest).
@@ -17,54 +18,20 @@
 //              not depend on it.
 // Shapes: gates dpre [T,B,4H], h c [T+1,B,H] (row 0 the initial state), x [T,B,E], dh [T,B,H], h0 c0 dh_last dc_last dh0 dc0 [B,H].
 // Launch: forward grid B; backward any grid <= B, one partial a block; block 4·HP; dynamic shared staged·4·HP floats.
-#include "common.cuh"
-
-// chain[i] += left[j].i · right[4j + i] over all j: four chains of fmaf. Neighbours of `left` stand `step` apart.
-template <u32 N>
-__device__ __forceinline__ void add_product(const float4* left, u32 step, const float (&right)[N], float (&chain)[4]) {
-#pragma unroll
-    for (u32 j = 0; j < N / 4; ++j) {
-        const float4 part = left[j * step];
-        chain[0] = fmaf(part.x, right[4 * j + 0], chain[0]);
-        chain[1] = fmaf(part.y, right[4 * j + 1], chain[1]);
-        chain[2] = fmaf(part.z, right[4 * j + 2], chain[2]);
-        chain[3] = fmaf(part.w, right[4 * j + 3], chain[3]);
-    }
-}
-
-// sum[4j + i] += left[j].i · right: a thread's column of an outer product.
-template <u32 N>
-__device__ __forceinline__ void add_column(const float4* left, float right, float (&sum)[N]) {
-#pragma unroll
-    for (u32 j = 0; j < N / 4; ++j) {
-        const float4 part = left[j];
-        sum[4 * j + 0] = fmaf(part.x, right, sum[4 * j + 0]);
-        sum[4 * j + 1] = fmaf(part.y, right, sum[4 * j + 1]);
-        sum[4 * j + 2] = fmaf(part.z, right, sum[4 * j + 2]);
-        sum[4 * j + 3] = fmaf(part.w, right, sum[4 * j + 3]);
-    }
-}
-
-// Row `inner` of the part of U that is not in registers, from shared or global memory: thread's own element.
-template <u32 THREADS>
-__device__ __forceinline__ float streamed(const float* staged_u, u32 staged, u32 inner, const float* u, bool inside, u64 at) {
-    if (inner < staged) return staged_u[inner * THREADS + threadIdx.x];
-    return inside ? u[at] : 0.0f;
-}
+#include "lstm_sequence.cuh"
 
 template <u32 HP, u32 KEPT>
 __device__ __forceinline__ void sequence_forward(const float* h0, const float* c0, const float* u, float* gates, float* h, float* c,
                                                  u32 t, u32 batch, u32 hidden, u32 staged) {
     constexpr u32 THREADS = GATES * HP;
     __shared__ __align__(16) float h_shared[2][HP];
-    extern __shared__ float staged_u[];
+    extern __shared__ __align__(16) float staged_u[];
     const u32 unit = threadIdx.x / GATES;
     const u32 gate = threadIdx.x % GATES;
     const bool valid = unit < hidden;
     const u32 row = blockIdx.x;
     const u32 columns = GATES * hidden;
     const u32 col = gate * hidden + unit;
-    const u32 quad = threadIdx.x % WARP / GATES * GATES;  // the unit's first lane
 
     float kept[KEPT];
 #pragma unroll
@@ -95,7 +62,7 @@ __device__ __forceinline__ void sequence_forward(const float* h0, const float* c
         next = valid && s + 1 < t ? gate_at[gate_step] : 0.0f;
         const float4* h_prev = (const float4*)h_shared[s % 2];
         float chain[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-        add_product(h_prev, 1, kept, chain);
+        add_product(h_prev, kept, chain);
         if constexpr (KEPT < HP) {
             for (u32 inner = 0; inner < HP - KEPT; inner += 4) {
                 const float4 part = h_prev[(KEPT + inner) / 4];
@@ -104,20 +71,20 @@ __device__ __forceinline__ void sequence_forward(const float* h0, const float* c
                 for (u32 i = 0; i < 4; ++i) {
                     const u32 k = KEPT + inner + i;
                     const bool inside = valid && k < hidden;
-                    const float weight = streamed<THREADS>(staged_u, staged, inner + i, u, inside, (u64)k * columns + col);
+                    const bool in_shared = inner + i < staged;
+                    const float weight = in_shared ? staged_u[(inner + i) * THREADS + threadIdx.x]
+                                         : inside  ? u[(u64)k * columns + col]
+                                                   : 0.0f;
                     chain[i] = fmaf(parts[i], weight, chain[i]);
                 }
             }
         }
         const float pre = given + ((chain[0] + chain[1]) + (chain[2] + chain[3]));
         const float gate_value = sigmoid_or_tanh(pre, gate == GATE_G);
-        const float i = __shfl_sync(ALL_LANES, gate_value, quad + GATE_I);
-        const float f = __shfl_sync(ALL_LANES, gate_value, quad + GATE_F);
-        const float g = __shfl_sync(ALL_LANES, gate_value, quad + GATE_G);
-        const float o = __shfl_sync(ALL_LANES, gate_value, quad + GATE_O);
+        const GateValues v = exchange(gate_value);
         // All four lanes of the unit compute its state.
-        c_now = fmaf(f, c_now, i * g);
-        const float h_now = o * strict_tanh(c_now);
+        c_now = fmaf(v.f, c_now, v.i * v.g);
+        const float h_now = v.o * strict_tanh(c_now);
         const u64 at = state + (s + 1) * state_step;
         if (gate == GATE_I) h_shared[(s + 1) % 2][unit] = h_now;
         if (valid) {
@@ -143,35 +110,25 @@ __device__ __forceinline__ void sequence_backward(const float* x, const float* u
                                                   float* dpre, float* dh0, float* dc0, float* partials, u32 t, u32 batch, u32 e,
                                                   u32 hidden, u64 stride, u32 staged) {
     constexpr u32 THREADS = GATES * HP;
-    constexpr u32 SLICE = 4;  // neighbouring columns of one slice
-    __shared__ __align__(16) float dpre_shared[2][GATES * HP];
+    __shared__ __align__(16) float dpre_shared[2][GateRow<HP>::ROW];
     __shared__ __align__(16) float h_shared[2][SUMS ? HP : 1];
     __shared__ __align__(16) float x_shared[2][EP > 0 ? EP : 1];
-    extern __shared__ float staged_u[];
+    extern __shared__ __align__(16) float staged_u[];
     const u32 unit = threadIdx.x / GATES;
     const u32 gate = threadIdx.x % GATES;  // also the slice of U
     const bool valid = unit < hidden;
     const u32 columns = GATES * hidden;
     const u32 col = gate * hidden + unit;
-    const u32 quad = threadIdx.x % WARP / GATES * GATES;
+    const u32 place = gate * GateRow<HP>::GATE + unit;  // in a GateRow
 
-    // Element n of the thread's slice of row `unit` of U stands at column 16·(n/4) + 4·slice + n%4.
-    const u32 first = SLICE * gate;
     float kept[KEPT];
-#pragma unroll
-    for (u32 n = 0; n < KEPT; ++n) {
-        const u32 from = n / SLICE * SLICE * GATES + first + n % SLICE;
-        kept[n] = valid && from < columns ? u[(u64)unit * columns + from] : 0.0f;
-    }
+    load_slice<HP>(u, unit, hidden, gate, kept);
     if constexpr (KEPT < HP) {
-        for (u32 n = 0; n < staged; ++n) {
-            const u32 from = (KEPT + n) / SLICE * SLICE * GATES + first + n % SLICE;
-            staged_u[n * THREADS + threadIdx.x] = valid && from < columns ? u[(u64)unit * columns + from] : 0.0f;
+        float4* staged_fours = (float4*)staged_u;
+        for (u32 n = 0; n < staged / 4; ++n) {
+            staged_fours[n * THREADS + threadIdx.x] = slice_of<HP>(u, unit, hidden, KEPT / 4 + n, gate);
         }
     }
-    // Columns past 4H stay 0.
-    dpre_shared[0][threadIdx.x] = 0.0f;
-    dpre_shared[1][threadIdx.x] = 0.0f;
     if (SUMS && threadIdx.x < HP) {
         h_shared[0][threadIdx.x] = 0.0f;
         h_shared[1][threadIdx.x] = 0.0f;
@@ -211,53 +168,34 @@ __device__ __forceinline__ void sequence_backward(const float* x, const float* u
         if (t > 0) read(t - 1);
         for (u32 s = t; s-- > 0;) {
             const Read now = next;
-            const float own = now.gate;
-            const float c_prev = now.c_prev;
             dh_now += now.dh;
             if (s > 0) read(s - 1);
             if (SUMS && threadIdx.x < hidden) h_shared[buffer][threadIdx.x] = now.h_prev;
             if (EP > 0 && threadIdx.x < e) x_shared[buffer][threadIdx.x] = now.x;
 
-            const float i = __shfl_sync(ALL_LANES, own, quad + GATE_I);
-            const float f = __shfl_sync(ALL_LANES, own, quad + GATE_F);
-            const float g = __shfl_sync(ALL_LANES, own, quad + GATE_G);
-            const float o = __shfl_sync(ALL_LANES, own, quad + GATE_O);
-            const float tanh_c = strict_tanh(c_now);
-            const float dc_all = fmaf(dh_now * o, d_tanh(tanh_c), dc_now);
-            // The gate's own derivative is a product of three.
-            const float outer = gate == GATE_O ? dh_now : dc_all;
-            const float other = gate == GATE_I ? g : gate == GATE_F ? c_prev : gate == GATE_G ? i : tanh_c;
-            const float slope = gate == GATE_G ? d_tanh(own) : d_sigmoid(own);
-            const float dpre_own = outer * other * slope;
-            dc_now = dc_all * f;
-            c_now = c_prev;
-            if (valid) {
-                dpre[((u64)s * batch + row) * columns + col] = dpre_own;
-                dpre_shared[buffer][col] = dpre_own;
-            }
+            const float dpre_own = gate_backward(now.gate, c_now, now.c_prev, dh_now, dc_now);
+            c_now = now.c_prev;
+            if (valid) dpre[((u64)s * batch + row) * columns + col] = dpre_own;
+            dpre_shared[buffer][place] = dpre_own;
             __syncthreads();
 
             const float4* dpre_all = (const float4*)dpre_shared[buffer];
             float chain[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-            add_product(dpre_all + gate, GATES, kept, chain);
+            add_slice<HP>(dpre_all, gate, kept, chain);
             if constexpr (KEPT < HP) {
-                for (u32 inner = 0; inner < HP - KEPT; inner += 4) {
-                    const u32 j = (KEPT + inner) / 4;
-                    const float4 part = dpre_all[j * GATES + gate];
-                    const float parts[4] = {part.x, part.y, part.z, part.w};
-#pragma unroll
-                    for (u32 n = 0; n < 4; ++n) {
-                        const u32 from = j * SLICE * GATES + first + n;
-                        const bool inside = valid && from < columns;
-                        const float weight =
-                            streamed<THREADS>(staged_u, staged, inner + n, u, inside, (u64)unit * columns + from);
-                        chain[n] = fmaf(parts[n], weight, chain[n]);
-                    }
+                const float4* staged_fours = (const float4*)staged_u;
+                for (u32 n = 0; n < (HP - KEPT) / 4; ++n) {
+                    const u32 j = KEPT / 4 + n;
+                    const float4 part = dpre_all[slice_place<HP>(j, gate)];
+                    const float4 weight =
+                        n < staged / 4 ? staged_fours[n * THREADS + threadIdx.x] : slice_of<HP>(u, unit, hidden, j, gate);
+                    chain[0] = fmaf(part.x, weight.x, chain[0]);
+                    chain[1] = fmaf(part.y, weight.y, chain[1]);
+                    chain[2] = fmaf(part.z, weight.z, chain[2]);
+                    chain[3] = fmaf(part.w, weight.w, chain[3]);
                 }
             }
-            dh_now = (chain[0] + chain[1]) + (chain[2] + chain[3]);
-            dh_now += __shfl_xor_sync(ALL_LANES, dh_now, 1);
-            dh_now += __shfl_xor_sync(ALL_LANES, dh_now, 2);
+            dh_now = sum_slices(chain);
 
             if constexpr (SUMS) {
                 add_column((const float4*)h_shared[buffer], dpre_own, du);

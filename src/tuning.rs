@@ -19,6 +19,8 @@ launch_constants! {
     /// Threads of a block of kernels that give each thread an element.
     ELEMENT_THREADS = 256;
 
+    /// Threads of the block that sorts a step's tokens.
+    SORT_THREADS = 512;
     /// Rows of the embedding table that a block of `embedding_backward` owns.
     EMBEDDING_ROWS = 64;
     /// Threads of a block of `embedding_backward`; each chunk of tokens is four a thread.
@@ -26,6 +28,8 @@ launch_constants! {
 
     /// Side of a block's tile of a matrix product.
     GEMM_TILE = 64;
+    /// Columns of a tile of a product that has no more.
+    GEMM_NARROW = 16;
     /// Elements of the summed dimension that pass through shared memory at a time.
     GEMM_K = 16;
     /// Threads of a block of a matrix product: 4 by 4 elements each.
@@ -43,15 +47,21 @@ launch_constants! {
     /// Rows of U that the sequence kernels for 128 units keep out of the registers, so that 512 threads fit a multiprocessor.
     SEQUENCE_STREAMED = 64;
     /// Most blocks, and so most partial sums, of the backward pass over a sequence.
-    SEQUENCE_PARTIALS = 128;
+    SEQUENCE_PARTIALS = 512;
 
     /// Warps of a block of the dense and cross-entropy kernels, an output or a row each.
     DENSE_WARPS = 8;
     /// Threads of the one block that adds up loss and accuracy.
     METRIC_THREADS = 256;
+    /// Batches whose means it holds at a time.
+    METRIC_BATCHES = 1024;
 
-    /// Threads of a block of Adam, an element each.
+    /// Threads of a block of Adam.
     ADAM_THREADS = 256;
+    /// Columns of the embedding table that a block of Adam takes.
+    EMBEDDING_TILE = 64;
+    /// Groups of four numbers of tokens' gradients that a block of Adam holds in shared memory.
+    STAGED_QUADS = 1024;
     /// Blocks of the norm of the gradient, and so its partial sums.
     NORM_BLOCKS = 128;
 }

@@ -249,7 +249,7 @@ fn a_launch_that_fails_midway_leaves_the_checkpoint_and_a_resume_has_the_same_bi
         })
         .max()
         .unwrap();
-    assert!(kernels > 100, "{counters}");
+    assert!(kernels > 40, "{counters}");
     fs::remove_dir_all(place.path("runs")).unwrap();
     let at = (kernels * 3 / 4).to_string();
     let error = fails(&place, &[("SOFTCUDA_FAIL_LAUNCH", &at)], &args);
@@ -267,6 +267,10 @@ fn info_lists_the_device_and_every_kernel_without_spills() {
     let out = ok(&place, &[], &["info"]);
     assert!(out.contains("device cuda:0") && out.contains("committed PTX"), "{out}");
     for kernel in [
+        "fused_step_h32_e16",
+        "fused_forward_h64_e32",
+        "adam_step",
+        "sort_tokens",
         "lstm_sequence_forward_h32",
         "lstm_sequence_backward_h64_e32",
         "lstm_cell_backward",
@@ -277,6 +281,8 @@ fn info_lists_the_device_and_every_kernel_without_spills() {
         println!("{}", line.unwrap_or_else(|| panic!("{kernel}: {out}")));
     }
     assert!(out.contains("sm_75") && out.contains("sm_90a"), "{out}");
+    let fused = out.lines().find(|line| line.starts_with("Steps on CUDA")).unwrap_or_else(|| panic!("{out}"));
+    println!("{fused}");
     let none = place.ok(&["info"]);
     assert!(none.contains("device cuda") && none.contains("none"), "{none}");
 }

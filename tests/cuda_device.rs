@@ -5,7 +5,7 @@
 // A test that cannot go on fails; clippy allows that inside of test functions only, not in their helpers.
 #![allow(clippy::unwrap_used)]
 
-use recurve::backend::cuda::{Cuda, CudaEngine};
+use recurve::backend::cuda::{Cuda, CudaEngine, PathChoice};
 use recurve::backend::{AdamConfig, Engine, Part, Parts, StepState, TrainState};
 use recurve::data::Examples;
 use recurve::metrics::Metrics;
@@ -30,7 +30,11 @@ fn steps(t: u64) -> Vec<StepState> {
 }
 
 fn engine(model: &Model, examples: &Examples) -> CudaEngine {
-    let mut engine = CudaEngine::new(Cuda::new(0).unwrap());
+    engine_with(PathChoice::Best, model, examples)
+}
+
+fn engine_with(path: PathChoice, model: &Model, examples: &Examples) -> CudaEngine {
+    let mut engine = CudaEngine::with_path(Cuda::new(0).unwrap(), path);
     let parts = Parts { train: Some(examples), test: Some(examples), ..Parts::default() };
     engine.load(model, &TrainState::new(model.init(3)), AdamConfig::default(), parts).unwrap();
     let order: Vec<u32> = (0..ROWS as u32).collect();
@@ -38,39 +42,101 @@ fn engine(model: &Model, examples: &Examples) -> CudaEngine {
     engine
 }
 
-fn one_graph_a_step_and_no_waiting_within_an_epoch(soft: &Soft) {
+/// The fused path: two kernels a step, and for any number of steps a few graphs of many steps.
+fn two_kernels_a_step_and_no_waiting_within_an_epoch(soft: &Soft) {
     let model = Model::new(ModelConfig { vocab: 50, embed: 5, hidden: 7, ..Default::default() }).unwrap();
     let examples = examples();
     let mut engine = engine(&model, &examples);
-    engine.train(&steps(0)).unwrap();
+    let mut t = 0;
+    // Over and over the epoch's five batches, of which the last has 6 rows.
+    let mut many = |count: usize| -> Vec<StepState> {
+        let steps = steps(0).into_iter().cycle().take(count);
+        let numbered = steps.zip(t + 1..).map(|(step, t)| StepState { t, ..step }).collect();
+        t += count as u64;
+        numbered
+    };
+    engine.train(&many(1)).unwrap();
+    engine.train(&many(85)).unwrap();
     engine.poll(true).unwrap();
     engine.evaluate(Part::Test, 16).unwrap();
-    for epoch in 1..4u64 {
+    let recorded = engine.graphs_recorded();
+    assert_eq!(recorded, 4, "of 64, 16, 4 and 1 steps");
+    for (count, graphs) in [(64, 1), (16, 1), (1, 1), (83, 2 + 3), (5, 2)] {
         let order: Vec<u32> = (0..ROWS as u32).rev().collect();
         engine.set_order(&order, Metrics::default()).unwrap();
         soft.clear_counters(Scope::Process);
-        engine.train(&steps(5 * epoch)).unwrap();
+        engine.train(&many(count)).unwrap();
         let asked = soft.counters(Scope::Process);
-        engine.poll(true).unwrap();
+        let metrics = engine.poll(true).unwrap();
         let done = soft.counters(Scope::Process);
         println!(
-            "{} steps: {} graphs launched, {} kernels in them, {} launched alone, on {}",
-            steps(0).len(),
+            "{count} steps: {} graphs launched, {} kernels in them, {} launched alone, on {}",
             done.totals.graph_launches,
             done.totals.graph_kernel_nodes,
             done.totals.direct_launches,
             engine.cuda().device_name()
         );
-        assert_eq!(asked.totals.graph_launches, 5, "one graph a step");
+        assert_eq!(metrics.batches, count as u64);
+        assert_eq!(asked.totals.graph_launches, graphs, "{count} steps");
         // The software device works only when something waits for it.
         assert_eq!(asked.totals.graph_kernel_nodes, 0, "something waited before the poll");
-        assert_eq!(done.totals.direct_launches, 0, "every kernel is in a graph");
-        assert_eq!(done.totals.graph_kernel_nodes, 5 * 14, "the same kernels in every step");
-        assert_eq!(done.kernel("adam").launches, 5);
+        assert_eq!(done.totals.graph_kernel_nodes, 2 * count as u64, "two kernels a step");
+        assert_eq!(done.kernel("adam_step").launches, count as u64);
+        // One sort of the tokens of all steps.
+        assert_eq!((done.totals.direct_launches, done.kernel("sort_tokens").launches), (1, 1));
+        assert_eq!((asked.totals.blocking_copies, asked.totals.allocations), (0, 0));
+        soft.clear_counters(Scope::Process);
+        engine.evaluate(Part::Test, 16).unwrap();
+        let evaluation = soft.counters(Scope::Process).totals;
+        assert_eq!((evaluation.direct_launches, evaluation.graph_launches), (2, 0), "forward and metrics");
+    }
+    assert_eq!(engine.graphs_recorded(), recorded, "not once an epoch, and not for the smaller batch");
+}
+
+fn one_graph_a_step_where_it_is_not_fused(soft: &Soft) {
+    let model = Model::new(ModelConfig { vocab: 50, embed: 5, hidden: 7, ..Default::default() }).unwrap();
+    let examples = examples();
+    let mut engine = engine_with(PathChoice::Unfused, &model, &examples);
+    engine.train(&steps(0)).unwrap();
+    engine.poll(true).unwrap();
+    engine.evaluate(Part::Test, 16).unwrap();
+    for epoch in 1..3u64 {
+        soft.clear_counters(Scope::Process);
+        engine.train(&steps(5 * epoch)).unwrap();
+        let asked = soft.counters(Scope::Process);
+        engine.poll(true).unwrap();
+        let done = soft.counters(Scope::Process);
+        assert_eq!(asked.totals.graph_launches, 5, "one graph a step");
+        assert_eq!(asked.totals.graph_kernel_nodes, 0, "something waited before the poll");
+        assert_eq!(done.totals.direct_launches, 1, "the sort of the tokens");
+        assert_eq!(done.totals.graph_kernel_nodes, 5 * 11, "the same kernels in every step");
         assert_eq!((asked.totals.blocking_copies, asked.totals.allocations), (0, 0));
         engine.evaluate(Part::Test, 16).unwrap();
     }
     assert_eq!(engine.graphs_recorded(), 2, "16 rows and 6, not once an epoch");
+}
+
+/// Where a row of T 40 at H 64 does not fit a block (compute capability 7.5), the sequence's path gives the bits that the
+/// fused one gives where it does.
+fn the_same_bits_whether_it_fits_or_not(soft: &Soft) {
+    let model = Model::new(ModelConfig { vocab: 50, embed: 20, hidden: 40, ..Default::default() }).unwrap();
+    let mut rng = Rng::new(11, Purpose::User, 0);
+    let x: Vec<u32> = (0..ROWS * 40).map(|_| rng.below(50) as u32).collect();
+    let examples = Examples { y: x.chunks(40).map(|row| row[5] % 2).collect(), x, t: 40 };
+    let mut found = Vec::new();
+    for capability in [75, 90] {
+        soft.reset();
+        soft.set("compute_capability", capability).unwrap();
+        let mut engine = engine(&model, &examples);
+        soft.clear_counters(Scope::Process);
+        engine.train(&steps(0)[3..]).unwrap();
+        let metrics = engine.poll(true).unwrap();
+        let fused = soft.counters(Scope::Process).kernel("fused_step_h64_e32").launches;
+        assert_eq!(fused, if capability == 75 { 0 } else { 2 }, "compute capability {capability}");
+        found.push((metrics, engine.read_state().unwrap()));
+    }
+    soft.reset();
+    assert!(found[0] == found[1], "other bits where a row does not fit");
 }
 
 /// U of 100 units: 64 rows in registers, of the rest none, some or all in shared memory.
@@ -103,6 +169,8 @@ fn the_same_bits_on_every_generation(soft: &Soft) {
 #[test]
 fn launches_waits_and_generations() {
     let soft = softcuda::open().unwrap_or_else(|error| panic!("{error}"));
-    one_graph_a_step_and_no_waiting_within_an_epoch(soft);
+    two_kernels_a_step_and_no_waiting_within_an_epoch(soft);
+    one_graph_a_step_where_it_is_not_fused(soft);
+    the_same_bits_whether_it_fits_or_not(soft);
     the_same_bits_on_every_generation(soft);
 }

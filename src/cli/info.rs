@@ -5,9 +5,11 @@ use clap::Args;
 use recurve::Result;
 use recurve::backend::Device;
 #[cfg(feature = "cuda")]
-use recurve::backend::cuda::image;
+use recurve::backend::cuda::{Fused, image};
 use recurve::checkpoint::Checkpoint;
 use recurve::data::{IMDB_ARCHIVE, IMDB_WORD_INDEX, Words, data_folder, imdb_folders};
+#[cfg(feature = "cuda")]
+use recurve::model::ModelConfig;
 use recurve::run::Run;
 
 /// Arguments of `recurve info`.
@@ -72,11 +74,13 @@ fn cuda_lines() -> Vec<String> {
         let info = cuda.info();
         let gibibytes = cuda.memory() as f64 / (1u64 << 30) as f64;
         let mut line = format!(
-            "device {:<10} {} ({}), {gibibytes:.1} GiB, {} of 64 streamed rows of U in shared memory",
+            "device {:<10} {} ({}), {gibibytes:.1} GiB, {} of 64 streamed rows of U and {} bytes of a fused row in shared \
+             memory",
             info.device,
             info.name,
             info.executed,
-            cuda.staged_rows()
+            cuda.staged_rows(),
+            cuda.fused_bytes()
         );
         for refused in cuda.refused_images() {
             line.push_str(&format!("; did not load {refused}"));
@@ -84,6 +88,39 @@ fn cuda_lines() -> Vec<String> {
         line
     };
     (0..count).map(describe).collect()
+}
+
+/// KiB of shared memory that a block can have on each architecture (CUDA C++ Programming Guide, table of compute
+/// capabilities).
+#[cfg(feature = "cuda")]
+const SHARED_KIB: [(&str, usize); 5] =
+    [("sm_75", 64), ("sm_80", 163), ("sm_86", 99), ("sm_89", 99), ("sm_90a", 227)];
+
+/// How a model trains on CUDA, on each architecture: the path, and why not the fused one.
+#[cfg(feature = "cuda")]
+fn cuda_path(config: &ModelConfig, t: usize, batch: usize) -> String {
+    use recurve::backend::cuda::{Unfused, lstm_sequence::path};
+    let layer = path(config.hidden, config.embed);
+    let fused = match Fused::new(config, t) {
+        Ok(_) if batch > recurve::tuning::SEQUENCE_PARTIALS as usize => Err(Unfused::Batch(batch)),
+        found => found,
+    };
+    let fused = match fused {
+        Ok(fused) => fused,
+        Err(why) => return format!("{layer} ({why})"),
+    };
+    let (fits, not): (Vec<_>, Vec<_>) =
+        SHARED_KIB.iter().partition(|(_, kib)| fused.within(kib * 1024).is_ok());
+    let names = |all: &[&(&str, usize)]| {
+        all.iter().map(|(arch, kib)| format!("{arch} ({} bytes)", kib * 1024)).collect::<Vec<_>>().join(", ")
+    };
+    match (fits.is_empty(), not.is_empty()) {
+        (false, true) => format!("{fused}, which every architecture has"),
+        (true, _) => {
+            format!("{layer} (not fused: a row asks for {} bytes of shared memory)", fused.step_bytes)
+        }
+        _ => format!("{fused}, on {}; on {}: {layer}", names(&fits), names(&not)),
+    }
 }
 
 /// Which kernels a layer of each size goes through. It depends on the sizes alone; a device's shared memory only changes
@@ -107,15 +144,32 @@ fn cuda_paths() -> Vec<String> {
         lines.push(format!("  H {hidden:<7} E {embed:<6} {}", path(h, e)));
     }
     lines.push(format!("  H {:<7} E {:<6} {}", "129-", "any", path(129, 16)));
-    // Shared memory that a block can have on each architecture (CUDA C++ Programming Guide, table of compute
-    // capabilities), less what the larger of the two kernels declares.
+    lines.push(format!(
+        "Steps on CUDA     fused (2 kernels a step) where H <= 64, E <= 64 (32 where H > 32), batch <= {} and a row fits:",
+        recurve::tuning::SEQUENCE_PARTIALS
+    ));
+    for (h, e) in [(32, 16), (32, 32), (32, 64), (64, 16), (64, 32)] {
+        let config = ModelConfig { hidden: h, embed: e, ..ModelConfig::default() };
+        let longest = |kibibytes: usize| {
+            let fits = |t: usize| Fused::new(&config, t).is_ok_and(|f| f.within(kibibytes * 1024).is_ok());
+            (1..=1024).take_while(|&t| fits(t)).last().unwrap_or(0)
+        };
+        let at_32 = Fused::new(&config, 32).map_or(0, |fused| fused.step_bytes);
+        let by_arch = SHARED_KIB.map(|(arch, kib)| format!("{} on {arch}", longest(kib))).join(", ");
+        lines.push(format!(
+            "  H {:<7} E {:<6} {at_32} bytes at T 32; T up to {by_arch}",
+            format!("-{h}"),
+            format!("-{e}")
+        ));
+    }
+    // Less what the larger of the two kernels declares.
     let of_kernel = |arch: &str| {
         let rows = image::resources().iter().filter(|r| r.arch == arch && r.kernel.ends_with("_h128"));
         rows.map(|r| r.shared_bytes).max().unwrap_or(0)
     };
-    let staged: Vec<String> = [("sm_75", 64), ("sm_80", 163), ("sm_86", 99), ("sm_89", 99), ("sm_90a", 227)]
+    let staged: Vec<String> = SHARED_KIB
         .iter()
-        .map(|(arch, kibibytes)| format!("{} on {arch}", staged_rows(kibibytes * 1024, of_kernel(arch))))
+        .map(|(arch, kib)| format!("{} on {arch}", staged_rows(*kib as u32 * 1024, of_kernel(arch))))
         .collect();
     lines.push(format!(
         "  rows of U in shared memory at H 97-128, of 64 not in registers: {}",
@@ -157,6 +211,11 @@ fn describe(path: &str, checkpoint: &Checkpoint) -> String {
             checkpoint.model.table.len()
         ),
         format!("  classes      {}", checkpoint.classes.join(", ")),
+        #[cfg(feature = "cuda")]
+        format!(
+            "  on CUDA      {}",
+            cuda_path(&config, checkpoint.encoding.maxlen, checkpoint.options.batch_size)
+        ),
         format!("  input        {} ids a row; {words}", checkpoint.encoding.maxlen),
         match checkpoint.data_sha256.as_str() {
             "" => "  trained on   what its file does not say".to_string(),

@@ -1,12 +1,15 @@
-//! Launches `adam`, `reduce_partials`, `gradient_norm` and `clip_scale`.
+//! Launches `adam_step`, `adam`, `reduce_partials`, `gradient_norm` and `clip_scale`.
 
 use super::buffer::{View, ViewMut};
 use super::context::Context;
-use super::launch::{Call, blocks};
-use crate::backend::{AdamConfig, StepState};
+use super::cross_entropy::MetricSums;
+use super::launch::{Call, blocks, size};
+use super::steps::{CURSORS, Step};
+use super::tokens::{Buckets, Pair};
+use crate::backend::AdamConfig;
 use crate::error::{Error, Result};
-use crate::tuning::{ADAM_THREADS, ELEMENT_THREADS, NORM_BLOCKS};
-use std::ops::Range;
+use crate::model::ModelConfig;
+use crate::tuning::{ADAM_THREADS, ELEMENT_THREADS, NORM_BLOCKS, SEQUENCE_PARTIALS};
 
 /// Sums that are still in parts: element `i` is the sum over `p < count` of `parts[p·stride + i]`.
 #[derive(Clone, Copy, Debug)]
@@ -27,12 +30,12 @@ impl Partials<'_> {
     }
 }
 
-/// The step that the device is at: `steps[*cursor]`.
+/// The step that the device is at: a row of `steps`, by the number in `cursor`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct At<'a> {
     /// A table of steps.
-    pub(super) steps: View<'a, StepState>,
-    /// One number, below the length of `steps` whenever a kernel runs.
+    pub(super) steps: View<'a, Step>,
+    /// [`CURSORS`] numbers, below the length of `steps` whenever a kernel runs.
     pub(super) cursor: View<'a, u32>,
 }
 
@@ -43,8 +46,12 @@ pub(super) struct State<'a> {
     pub(super) v: ViewMut<'a, f32>,
 }
 
-/// One step. The gradients are `grads` `[n]`, but for the range of `partials`, whose parts are summed on the way; all
-/// are multiplied with `scale` (one number), if given.
+/// `1 − beta1`, `1 − beta2` and `eps`, rounded once.
+fn constants(config: &AdamConfig) -> [f32; 3] {
+    [(1.0 - config.beta1) as f32, (1.0 - config.beta2) as f32, config.eps as f32]
+}
+
+/// One step with the gradients `grads` `[n]`, multiplied with `scale` (one number), if given.
 pub(super) fn adam(
     ctx: &Context,
     config: &AdamConfig,
@@ -52,46 +59,133 @@ pub(super) fn adam(
     scale: Option<View<'_, f64>>,
     state: State<'_>,
     grads: View<'_, f32>,
-    partials: Option<(Range<usize>, Partials<'_>)>,
 ) -> Result<()> {
     let State { mut params, mut m, mut v } = state;
     let n = params.len();
-    let grid = blocks("adam", "params [n]", &[n], ADAM_THREADS)?;
-    let (range, parts, extent, count, stride) = match partials {
-        Some((range, partials)) if range.start <= range.end && range.end <= n => {
-            let extent = partials.extent(range.end - range.start);
-            (range, Some(partials.parts), extent, partials.count, partials.stride)
-        }
-        None => (0..0, None, 0, 0, 0),
-        Some((range, _)) => {
-            return Err(Error::Shape {
-                op: "adam",
-                what: "range of partial sums",
-                expected: format!("within the {n} parameters"),
-                found: format!("{range:?}"),
-            });
-        }
-    };
+    let grid = blocks("adam", "params [n]", &[n], 4 * ADAM_THREADS)?;
+    let [one_minus_beta1, one_minus_beta2, eps] = constants(config);
     let call = Call::new(ctx, &ctx.kernels.adam)
         .input("steps", at.steps, &[1])?
         .input("cursor", at.cursor, &[1])?
         .input_or_null("scale", scale, &[1])?
-        .output("params [n]", &mut params, &[n])?
-        .output("m [n]", &mut m, &[n])?
-        .output("v [n]", &mut v, &[n])?
-        .input("grads [n]", grads, &[n])?
-        .input_or_null("partials", parts, &[extent])?
-        .size("partials' begin", range.start)?
-        .size("partials' end", range.end)?
-        .u32(count)
-        .u64(stride as u64)
-        .f64(config.beta1)
-        .f64(config.beta2)
-        .f64(config.eps)
+        .output_fours("params [n]", &mut params, &[n])?
+        .output_fours("m [n]", &mut m, &[n])?
+        .output_fours("v [n]", &mut v, &[n])?
+        .input_fours("grads [n]", grads, &[n])?
+        .f32(one_minus_beta1)
+        .f32(one_minus_beta2)
+        .f32(eps)
         .size("n", n)?;
-    // SAFETY: the parameters are `steps, cursor, scale, params, m, v, grads, partials, partial_begin, partial_end, count,
-    // stride, beta1, beta2, eps, n`. A thread has one element below `n` of the four arrays, and for an element of
-    // the range its `count` parts: all were checked. `*cursor` is below the length of `steps` (see `At`).
+    // SAFETY: the parameters are `steps, cursor, scale, params, m, v, grads, one_minus_beta1, one_minus_beta2, eps, n`. A
+    // thread has four elements of the four arrays, those of them that are below `n`: all were checked. The cursor is below
+    // the length of `steps` (see `At`).
+    unsafe { call.launch([grid, 1, 1], ADAM_THREADS, 0) }
+}
+
+/// Where the parameters of a model lie in an arena: the table from 0 on, the LSTM's from `layer`, a multiple of 4, the
+/// dense layer's from `dense` to the end.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Arena {
+    pub(super) layer: usize,
+    pub(super) dense: usize,
+}
+
+/// What the last kernel of a training step sums the gradients of, and what else it reads and moves on.
+pub(super) struct Summands<'a> {
+    /// `[T,B,E]`
+    pub(super) dx: View<'a, f32>,
+    /// As [`sort_tokens`](super::tokens::sort_tokens) left them, for every step of the table.
+    pub(super) sorted: View<'a, Pair>,
+    pub(super) begins: View<'a, u32>,
+    /// Room for a step's tokens in `sorted`.
+    pub(super) capacity: usize,
+    /// The LSTM's gradients in parts.
+    pub(super) partials: Partials<'a>,
+    /// Each row of the step has a part, and rows of `partials.count` that it does not have are not read.
+    pub(super) by_rows: bool,
+    /// `[B,H]`
+    pub(super) h_last: View<'a, f32>,
+    /// `[B,C]`
+    pub(super) dlogits: View<'a, f32>,
+    /// `[B]`
+    pub(super) loss: View<'a, f32>,
+    /// `[B]`
+    pub(super) hits: View<'a, f32>,
+}
+
+/// The last kernel of the step at the cursor, of at most `rows` rows: the sums, Adam, metrics; then the cursor moves on.
+#[allow(clippy::too_many_arguments)] // the kernel's
+pub(super) fn step(
+    ctx: &Context,
+    config: &AdamConfig,
+    model: &ModelConfig,
+    (rows, t): (usize, usize),
+    steps: View<'_, Step>,
+    mut cursor: ViewMut<'_, u32>,
+    arena: Arena,
+    state: State<'_>,
+    from: Summands<'_>,
+    mut sums: ViewMut<'_, MetricSums>,
+) -> Result<()> {
+    let State { mut params, mut m, mut v } = state;
+    let ModelConfig { vocab, embed: e, hidden, classes, .. } = *model;
+    let n = params.len();
+    let buckets = Buckets::new(vocab, e);
+    let layer = arena.dense.saturating_sub(arena.layer);
+    let dense = hidden.saturating_add(1).saturating_mul(classes);
+    if arena.layer % 4 != 0
+        || vocab * e > arena.layer
+        || arena.dense < arena.layer
+        || arena.dense + dense != n
+    {
+        return Err(Error::Failed(format!("an arena of {n} numbers, but {arena:?}; please report this")));
+    }
+    let layer_blocks = blocks("adam_step", "layer", &[layer], ADAM_THREADS)?;
+    let dense_blocks = blocks("adam_step", "dense", &[dense], ADAM_THREADS / 32)?;
+    let embedding_blocks = size("adam_step", "embedding", buckets.count.saturating_mul(buckets.tiles))?;
+    let grid =
+        [1, layer_blocks, dense_blocks, embedding_blocks].iter().try_fold(0u32, |sum, &k| sum.checked_add(k));
+    let grid = grid.filter(|&grid| i32::try_from(grid).is_ok()).unwrap_or(u32::MAX);
+    let most = if from.by_rows { rows.min(SEQUENCE_PARTIALS as usize) } else { from.partials.count as usize };
+    let extent = Partials { count: size("adam_step", "partials", most)?, ..from.partials }.extent(layer);
+    let [one_minus_beta1, one_minus_beta2, eps] = constants(config);
+    let call = Call::new(ctx, &ctx.kernels.adam_step)
+        .input("steps", steps, &[1])?
+        .output("cursor", &mut cursor, &[CURSORS])?
+        .output_fours("params [n]", &mut params, &[n])?
+        .output_fours("m [n]", &mut m, &[n])?
+        .output_fours("v [n]", &mut v, &[n])?
+        .input_fours("dx [T,B,E]", from.dx, &[t, rows, e])?
+        .input("sorted", from.sorted, &[steps.len(), from.capacity])?
+        .input("begins", from.begins, &[steps.len(), buckets.bounds()])?
+        .input("partials", from.partials.parts, &[extent])?
+        .input("h_last [B,H]", from.h_last, &[rows, hidden])?
+        .input("dlogits [B,C]", from.dlogits, &[rows, classes])?
+        .input("loss [B]", from.loss, &[rows])?
+        .input("hits [B]", from.hits, &[rows])?
+        .output("sums", &mut sums, &[1])?
+        .size("V", vocab)?
+        .size("E", e)?
+        .u32(buckets.owned)
+        .size("buckets", buckets.count)?
+        .u64(from.capacity as u64)
+        .size("layer", arena.layer)?
+        .u32(layer_blocks)
+        .size("dense", arena.dense)?
+        .u32(dense_blocks)
+        .size("H", hidden)?
+        .size("C", classes)?
+        .u64(from.partials.stride as u64)
+        .size("partials", most)?
+        .u32(u32::from(from.by_rows))
+        .f32(one_minus_beta1)
+        .f32(one_minus_beta2)
+        .f32(eps);
+    // SAFETY: the parameters are `steps, cursor, params, m, v, dx, sorted, begins, partials, h_last, dlogits, loss, hits,
+    // sums, vocab, e, owned, buckets, capacity, layer_begin, layer_blocks, dense_begin, dense_blocks, hidden, classes, stride,
+    // most_partials, by_rows, one_minus_beta1, one_minus_beta2, eps`. The step has at most `rows` rows and so `capacity`
+    // tokens, which the engine has checked; blocks of the layer, the dense layer and the table stay within their ranges of
+    // the arena, whose sizes were checked above, and threads of the table within its V·E numbers.
     unsafe { call.launch([grid, 1, 1], ADAM_THREADS, 0) }
 }
 

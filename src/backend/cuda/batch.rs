@@ -3,23 +3,23 @@
 use super::buffer::{Ids, View, ViewMut};
 use super::context::Context;
 use super::launch::{Call, blocks};
-use crate::backend::StepState;
+use super::steps::{CURSORS, Step};
 use crate::error::Result;
 use crate::tuning::ELEMENT_THREADS;
 
 /// Which rows of the data set a batch has.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(super) enum Rows<'a> {
     /// Consecutive ones from this on.
     From(usize),
-    /// Those that `order` names from `steps[*cursor].batch_start` on.
+    /// Those that `order` names from `batch_start` of the step at the cursor on.
     Step {
         /// Row numbers of the data set, each below its rows.
         order: View<'a, u32>,
         /// Every step's start and rows lie within the order.
-        steps: View<'a, StepState>,
-        /// One number, below the length of `steps` whenever the kernel runs.
-        cursor: View<'a, u32>,
+        steps: View<'a, Step>,
+        /// [`CURSORS`] numbers, below the length of `steps` whenever the kernel runs; the second is assigned.
+        cursor: ViewMut<'a, u32>,
     },
 }
 
@@ -38,7 +38,7 @@ pub(super) fn gather(
     mut ids: ViewMut<'_, u32>,
     mut batch_labels: Option<ViewMut<'_, u32>>,
 ) -> Result<()> {
-    let (order, steps, cursor, first) = match from {
+    let (order, steps, mut cursor, first) = match from {
         Rows::From(first) => (None, None, None, first),
         Rows::Step { order, steps, cursor } => (Some(order), Some(steps), Some(cursor), 0),
     };
@@ -53,7 +53,7 @@ pub(super) fn gather(
         .input_or_null("labels [N]", labels.map(|l| l.view), &[read])?
         .input_or_null("order", order, &[rows])?
         .input_or_null("steps", steps, &[1])?
-        .input_or_null("cursor", cursor, &[1])?
+        .output_or_null("cursor", cursor.as_mut(), &[CURSORS])?
         .size("first row", first)?
         .output("ids [T,B]", &mut ids, &[rows, t])?
         .output_or_null("batch_labels [B]", batch_labels, &[rows])?

@@ -4,6 +4,7 @@
 //! functions that this crate calls, because calling one that is not there would be a panic.
 
 use super::buffer::Staging;
+use super::fused;
 use super::image::{self, MODULES, Module as Compiled};
 use crate::error::{Error, Result};
 use crate::tuning;
@@ -252,7 +253,8 @@ kernels! {
     "activation": activate;
     "batch": gather_batch;
     "embedding": embedding_forward embedding_backward;
-    "gemm": gemm_nn gemm_nt gemm_tn gemm_tt column_sums;
+    "gemm":
+        gemm_nn gemm_nt gemm_tn gemm_tt gemm_nn_narrow gemm_nt_narrow gemm_tn_narrow gemm_tt_narrow column_sums;
     "lstm_cell": lstm_cell_forward lstm_cell_backward;
     "lstm_sequence":
         lstm_sequence_forward_h32 lstm_sequence_forward_h64 lstm_sequence_forward_h96 lstm_sequence_forward_h128
@@ -261,7 +263,11 @@ kernels! {
         lstm_sequence_backward_h32 lstm_sequence_backward_h64 lstm_sequence_backward_h96 lstm_sequence_backward_h128;
     "dense": dense_forward dense_backward_input dense_backward_weights;
     "cross_entropy": cross_entropy_forward cross_entropy_backward metrics;
-    "adam": adam reduce_partials gradient_norm clip_scale;
+    "fused":
+        fused_step_h32_e16 fused_step_h32_e32 fused_step_h32_e64 fused_step_h64_e16 fused_step_h64_e32
+        fused_forward_h32_e16 fused_forward_h32_e32 fused_forward_h32_e64 fused_forward_h64_e16 fused_forward_h64_e32;
+    "tokens": sort_tokens;
+    "adam": adam adam_step reduce_partials gradient_norm clip_scale;
 }
 
 /// Rows of U, of the [`SEQUENCE_STREAMED`](tuning::SEQUENCE_STREAMED) that the kernels for 128 units do not keep in
@@ -287,6 +293,9 @@ pub(super) struct Context {
     _modules: Vec<Module>,
     /// Rows of U in shared memory, for the sequence kernels of 128 units.
     pub(super) staged_rows: u32,
+    /// Bytes of shared memory that a block of the fused kernels can have.
+    pub(super) fused_bytes: usize,
+    pub(super) multiprocessors: u32,
     pub(super) staging: Mutex<Option<Staging>>,
     pub(super) stream: Arc<CudaStream>,
     pub(super) cuda: Arc<CudaContext>,
@@ -341,6 +350,9 @@ impl Context {
         let opt_in = cuda
             .attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
             .map_err(|e| fail("ask for the shared memory of a block", e))?;
+        let multiprocessors = cuda
+            .attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
+            .map_err(|e| fail("ask for the number of multiprocessors", e))?;
         if capability < MIN_CAPABILITY {
             return Err(Error::device(
                 label,
@@ -364,8 +376,10 @@ impl Context {
             let bytes = |n: i32| u32::try_from(n).unwrap_or(0);
             staged = staged.min(staged_rows(bytes(opt_in), bytes(used)));
         }
-        for kernel in sequences {
-            let bytes = i32::try_from(staged * STAGED_ROW_BYTES).unwrap_or(i32::MAX);
+        // The fused kernels declare no shared memory of their own.
+        let fused = fused::all(&kernels).map(|kernel| (kernel, opt_in));
+        let bytes = i32::try_from(staged * STAGED_ROW_BYTES).unwrap_or(i32::MAX);
+        for (kernel, bytes) in sequences.map(|kernel| (kernel, bytes)).into_iter().chain(fused) {
             let attribute = FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: the function belongs to a module that is loaded.
             unsafe { result::function::set_function_attribute(kernel.function, attribute, bytes) }
@@ -382,6 +396,8 @@ impl Context {
             kernels,
             _modules: modules,
             staged_rows: staged,
+            fused_bytes: usize::try_from(opt_in).unwrap_or(0),
+            multiprocessors: u32::try_from(multiprocessors).unwrap_or(1),
             staging: Mutex::new(None),
             stream,
             cuda,

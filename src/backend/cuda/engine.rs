@@ -1,17 +1,32 @@
-//! The engine of a CUDA device: model, data set, order and metrics live on it, and a training step is one replayed
-//! graph.
+//! The engine of a CUDA device: model, data set, order and metrics live on it, and training steps are replayed graphs.
 //!
-//! Inside an epoch the host only launches: [`Engine::train`] copies the steps' numbers to a table on the device and
-//! launches one graph a step; the device itself counts through the table, gathers its rows and adds up its metrics.
-//! Nothing waits but [`Engine::poll`] and whoever asks for results.
+//! Inside an epoch the host only launches: [`Engine::train`] copies the steps' numbers to a table on the device, has their
+//! tokens sorted, and launches graphs; the device itself counts through the table, gathers its rows and adds up its
+//! metrics. Nothing waits but [`Engine::poll`] and whoever asks for results.
+//!
+//! Three paths, by the shape and what a block may have of shared memory ([`Fused`]; `recurve info` lists them):
+//!
+//! | path | kernels a step | a graph |
+//! | --- | --- | --- |
+//! | fused | 2: `fused_step`, `adam_step` | as many steps as [`GRAPH_STEPS`] says, of any number of rows |
+//! | sequence | one an operation, one for all time steps of the LSTM | one step, for each number of rows |
+//! | cells | one an operation, one for each time step of the LSTM | one step, for each number of rows |
+//!
+//! Every sum has one order whatever the path, so the fused path and the sequence's give the same bits: what a device has
+//! of shared memory changes no result. One exception: for E from 33 to 64 the sequence's path sums W's gradient by a
+//! product, in another order; there the path is the same on every device ([`Fused::within`]). A step that clips needs the norm of the whole gradient before Adam: it takes the
+//! sequence's path (or the cells'), with the gradients in an arena.
 
 use super::batch::{Rows, gather};
 use super::buffer::{DeviceVec, Ids, View, ViewMut, clear, download, pinned_to_read, upload};
 use super::context::Context;
 use super::cross_entropy::{self, Losses, MetricSums};
+use super::fused::{Fused, Unfused};
 use super::graph::Graph;
 use super::lstm_sequence::{self, Plan, Trace, Weights};
-use super::{Clip, Cuda, adam, dense, embedding, fill};
+use super::steps::{CURSORS, Step};
+use super::tokens::{Buckets, Pair, Sorted, sort_tokens};
+use super::{Clip, Cuda, adam, dense, embedding, fill, fused};
 use crate::backend::checks;
 use crate::backend::{
     AdamConfig, CrossEntropyDims, DenseDims, DeviceInfo, EmbeddingDims, Engine, Part, Parts, SequenceDims,
@@ -21,6 +36,7 @@ use crate::data::Examples;
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 use crate::model::{Cell, Model, ModelConfig};
+use crate::tuning::SEQUENCE_PARTIALS;
 use cudarc::driver::{CudaEvent, PinnedHostSlice, result};
 use std::collections::HashMap;
 use std::collections::VecDeque;
@@ -29,6 +45,10 @@ use std::sync::Arc;
 
 /// Steps that the device's table holds.
 const TABLE_STEPS: usize = 1024;
+/// Bytes that the sorted tokens of a table's steps may take, unless one step needs more: larger batches, fewer steps.
+const SORTED_BYTES: usize = 1 << 24;
+/// Fused steps of a graph, most first: what a range of steps is cut into.
+const GRAPH_STEPS: [u32; 4] = [64, 16, 4, 1];
 /// Rows that an evaluation or prediction takes at a time, unless one batch has more.
 const CHUNK_ROWS: usize = 1024;
 /// Numbers of activations that a chunk may need (256 MiB), unless one batch needs more.
@@ -41,13 +61,48 @@ const REPORTS: usize = 4;
 pub struct CudaEngine {
     loaded: Option<Loaded>,
     graphs_recorded: u64,
+    path: PathChoice,
     cuda: Cuda,
+}
+
+/// The environment variable that chooses the path: `best` or `unfused`.
+const PATH_VARIABLE: &str = "RECURVE_CUDA_PATH";
+
+/// Which path training and evaluation take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PathChoice {
+    /// The fused one where the model fits it.
+    #[default]
+    Best,
+    /// Never the fused one: for tests and comparisons.
+    Unfused,
+}
+
+impl PathChoice {
+    /// What `RECURVE_CUDA_PATH` says; `Best` if it is not set.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if it is neither `best` nor `unfused`.
+    pub fn from_env() -> Result<Self> {
+        match std::env::var(PATH_VARIABLE) {
+            Err(std::env::VarError::NotPresent) => Ok(Self::Best),
+            Ok(choice) if choice == "best" => Ok(Self::Best),
+            Ok(choice) if choice == "unfused" => Ok(Self::Unfused),
+            other => Err(Error::usage(PATH_VARIABLE, format!("found {other:?}, expected best or unfused"))),
+        }
+    }
 }
 
 impl CudaEngine {
     /// An engine on this device.
     pub fn new(cuda: Cuda) -> Self {
-        Self { loaded: None, graphs_recorded: 0, cuda }
+        let path = cuda.path;
+        Self::with_path(cuda, path)
+    }
+
+    /// An engine on this device that takes this path.
+    pub fn with_path(cuda: Cuda, path: PathChoice) -> Self {
+        Self { loaded: None, graphs_recorded: 0, path, cuda }
     }
 
     /// The device.
@@ -55,7 +110,13 @@ impl CudaEngine {
         &self.cuda
     }
 
-    /// How many training steps were recorded so far: one for each size of batch, not one for each epoch.
+    /// The device, without what was loaded.
+    pub fn into_cuda(self) -> Cuda {
+        self.cuda
+    }
+
+    /// How many graphs were recorded so far: a few, not some for each epoch. On the fused path one for each number of steps
+    /// that a graph may have, else one for each size of batch.
     pub fn graphs_recorded(&self) -> u64 {
         self.graphs_recorded
     }
@@ -77,8 +138,11 @@ struct Places {
     b: Range<usize>,
     dense_w: Range<usize>,
     dense_b: Range<usize>,
-    /// `w`, `u` and `b`: the range whose gradients are partial sums.
+    /// `w`, `u` and `b`: the range whose gradients are partial sums. It begins at a multiple of 4, so that kernels read by
+    /// fours; up to three numbers between it and the embeddings are 0 in every arena.
     layer: Range<usize>,
+    /// Length of an arena.
+    len: usize,
 }
 
 impl Places {
@@ -96,8 +160,60 @@ impl Places {
                  recurrent_kernel {u:?}, bias {b:?}, dense/kernel {dense_w:?}, dense/bias {dense_b:?}"
             )));
         }
+        let embeddings = find("embedding/embeddings")?;
+        if embeddings.start != 0 || embeddings.end != w.start || b.end != dense_w.start {
+            return Err(Error::Failed(format!(
+                "the CUDA back end needs the embeddings first and the dense layer last in the arena, found {embeddings:?}, \
+                 kernel {w:?}, bias {b:?}, dense/kernel {dense_w:?}"
+            )));
+        }
+        let gap = embeddings.end.next_multiple_of(4) - embeddings.end;
+        let [w, u, b, dense_w, dense_b] = [w, u, b, dense_w, dense_b].map(|r| r.start + gap..r.end + gap);
         let layer = w.start..b.end;
-        Ok(Self { embeddings: find("embedding/embeddings")?, w, u, b, dense_w, dense_b, layer })
+        let len = dense_b.end;
+        Ok(Self { embeddings, w, u, b, dense_w, dense_b, layer, len })
+    }
+
+    fn arena(&self) -> adam::Arena {
+        adam::Arena { layer: self.layer.start, dense: self.dense_w.start }
+    }
+
+    /// All parameters, in `params`.
+    fn weights<'a>(&self, params: View<'a, f32>) -> Result<fused::Weights<'a>> {
+        let part = |range: &Range<usize>| params.part(range.clone());
+        Ok(fused::Weights {
+            table: part(&self.embeddings)?,
+            w: part(&self.w)?,
+            u: part(&self.u)?,
+            b: part(&self.b)?,
+            dense_w: part(&self.dense_w)?,
+            dense_b: part(&self.dense_b)?,
+        })
+    }
+
+    /// Copies a host's arena, which has no gap, into `arena`.
+    fn upload(&self, ctx: &Context, what: &str, arena: ViewMut<'_, f32>, values: &[f32]) -> Result<()> {
+        let (table, rest) = arena.split(self.layer.start)?;
+        let Some((table_values, rest_values)) = values.split_at_checked(self.embeddings.end) else {
+            return Err(Error::Failed(format!("{what}: {} values; please report this", values.len())));
+        };
+        upload(ctx, what, table, table_values)?;
+        upload(ctx, what, rest, rest_values)
+    }
+
+    /// An arena with these values.
+    fn from_host(&self, ctx: &Context, what: &str, values: &[f32]) -> Result<DeviceVec<f32>> {
+        let mut arena = DeviceVec::new(ctx, what, self.len)?;
+        clear(ctx, what, arena.view_mut())?;
+        self.upload(ctx, what, arena.view_mut(), values)?;
+        Ok(arena)
+    }
+
+    /// The arena as the host has it.
+    fn download(&self, ctx: &Context, what: &str, arena: View<'_, f32>) -> Result<Vec<f32>> {
+        let mut values = download(ctx, what, arena)?;
+        values.drain(self.embeddings.end..self.layer.start);
+        Ok(values)
     }
 }
 
@@ -196,6 +312,8 @@ struct Workspace {
     dc0: Growing<f32>,
     /// The plan's.
     partials: Growing<f32>,
+    /// `[B,H]`, of the fused path.
+    h_last: Growing<f32>,
 }
 
 /// The numbers that every array's size is made of.
@@ -257,6 +375,31 @@ enum Want {
 }
 
 impl Workspace {
+    /// The arrays that fused steps of up to `d.rows` rows need.
+    fn fit_fused(&mut self, ctx: &Context, d: &Dims) -> Result<()> {
+        let ModelConfig { embed: e, hidden: h, classes: c, .. } = d.config;
+        let (b, t) = (d.rows, d.t);
+        let n = |what, dims: &[usize]| d.product(what, dims);
+        self.dembedded.fit(ctx, "a batch's gradients by embeddings", n("embedding", &[t, b, e])?)?;
+        self.partials.fit(ctx, "the rows' gradients", n("gradients", &[b, fused::stride(&d.config)])?)?;
+        self.h_last.fit(ctx, "a batch's last outputs", n("outputs", &[b, h])?)?;
+        self.dlogits.fit(ctx, "a batch's gradients by logits", n("logits", &[b, c])?)?;
+        self.loss.fit(ctx, "a batch's losses", b)?;
+        self.hits.fit(ctx, "a batch's hits", b)
+    }
+
+    /// Whether [`Self::fit_fused`] would find everything there.
+    fn fits_fused(&self, d: &Dims) -> bool {
+        let ModelConfig { embed: e, hidden: h, classes: c, .. } = d.config;
+        let b = d.rows;
+        self.dembedded.fits(d.tokens().saturating_mul(e))
+            && self.partials.fits(b.saturating_mul(fused::stride(&d.config)))
+            && self.h_last.fits(b.saturating_mul(h))
+            && self.dlogits.fits(b.saturating_mul(c))
+            && self.loss.fits(b)
+            && self.hits.fits(b)
+    }
+
     /// The arrays and sizes that a pass of these dimensions needs.
     fn fit(&mut self, ctx: &Context, d: &Dims, plan: Option<&Plan>) -> Result<()> {
         let ModelConfig { embed: e, hidden: h, classes: c, .. } = d.config;
@@ -373,15 +516,13 @@ impl Workspace {
         cross_entropy::forward(ctx, d.cross_entropy(), self.logits.front(d.rows * c)?, probs, losses)
     }
 
-    /// From the losses to the gradients: `grads` is assigned but for the layer's range, whose gradients are the plan's
-    /// partial sums.
+    /// From the losses to what the parameters' gradients are summed of: `dlogits`, `dembedded` and the plan's partial sums.
     fn backward(
         &mut self,
         ctx: &Context,
         d: &Dims,
         plan: &Plan,
         params: View<'_, f32>,
-        mut grads: ViewMut<'_, f32>,
         places: &Places,
     ) -> Result<()> {
         let ModelConfig { embed: e, hidden: h, classes: c, .. } = d.config;
@@ -394,10 +535,6 @@ impl Workspace {
         let dy = self.dlogits.front(d.rows * c)?;
         let dh_last = self.dh_last.front_mut(state)?;
         dense::backward_input(ctx, d.dense(), dy, param(&places.dense_w)?, dh_last)?;
-        let last = self.h.front(d.states())?.part(d.t * state..d.states())?;
-        let head = places.dense_w.start..places.dense_b.end;
-        let (dw, db) = grads.again().part(head)?.split(places.dense_w.len())?;
-        dense::backward_weights(ctx, d.dense(), last, dy, dw, db, false)?;
 
         match d.config.cell {
             Cell::Lstm => lstm_sequence::backward(
@@ -422,8 +559,30 @@ impl Workspace {
                     dc0: self.dc0.front_mut(state)?,
                     partials: self.partials.front_mut(plan.extent())?,
                 },
-            )?,
+            ),
         }
+    }
+
+    /// The gradients in an arena, all of it assigned.
+    fn gradients(
+        &mut self,
+        ctx: &Context,
+        d: &Dims,
+        plan: &Plan,
+        mut grads: ViewMut<'_, f32>,
+        places: &Places,
+    ) -> Result<()> {
+        let ModelConfig { embed: e, hidden: h, classes: c, .. } = d.config;
+        let (n, state) = (d.tokens(), d.rows * h);
+        let dy = self.dlogits.front(d.rows * c)?;
+        let last = self.h.front(d.states())?.part(d.t * state..d.states())?;
+        let head = places.dense_w.start..places.dense_b.end;
+        let (dw, db) = grads.again().part(head)?.split(places.dense_w.len())?;
+        dense::backward_weights(ctx, d.dense(), last, dy, dw, db, false)?;
+        let layer = grads.again().part(places.layer.clone())?;
+        adam::reduce_partials(ctx, plan.partials(self.partials.front(plan.extent())?, 0)?, layer, false)?;
+        let gap = grads.again().part(places.embeddings.end..places.layer.start)?;
+        fill::fill(ctx, gap, 0.0)?;
         let dtable = grads.part(places.embeddings.clone())?;
         let dout = self.dembedded.front(n * e)?;
         let ids = Ids { view: self.ids.front(n)?, below: d.config.vocab };
@@ -498,16 +657,29 @@ impl Reports {
     }
 }
 
+/// What a graph holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Recorded {
+    /// So many fused steps of any number of rows.
+    Fused(u32),
+    /// One step of so many rows, without or with clipping.
+    Single { rows: u32, clips: bool },
+}
+
 /// Everything that [`Engine::load`] brings. Graphs stand first: they are dropped before the arrays they refer to.
 #[derive(Debug)]
 struct Loaded {
-    /// A recorded step for each number of rows, without and with clipping.
-    graphs: HashMap<(u32, bool), Graph>,
+    graphs: HashMap<Recorded, Graph>,
+    /// The fused kernels of the training examples' T, or why there are none.
+    fused: Result<Fused, Unfused>,
+    path: PathChoice,
+    buckets: Buckets,
     model: Model,
     places: Places,
     adam: AdamConfig,
     params: DeviceVec<f32>,
-    grads: DeviceVec<f32>,
+    /// Only of steps that clip, or have no rows.
+    grads: Growing<f32>,
     m: DeviceVec<f32>,
     v: DeviceVec<f32>,
     t: u64,
@@ -517,9 +689,19 @@ struct Loaded {
     /// The epoch's order, on the host to check steps against and on the device to gather by.
     order: Vec<u32>,
     device_order: Growing<u32>,
-    steps: DeviceVec<StepState>,
+    steps: DeviceVec<Step>,
     /// The step at hand: its place in `steps`.
     cursor: DeviceVec<u32>,
+    /// The steps' tokens by the rows of the table that they stand for.
+    sorted: Growing<Pair>,
+    scratch: Growing<Pair>,
+    begins: Growing<u32>,
+    /// Rows of the largest batch that there is room for.
+    batch_rows: usize,
+    /// An evaluation's losses and hits, and a prediction's probabilities, on the fused path.
+    eval_loss: Growing<f32>,
+    eval_hits: Growing<f32>,
+    eval_probs: Growing<f32>,
     clip: Clip,
     /// The epoch's metrics.
     sums: DeviceVec<MetricSums>,
@@ -538,17 +720,21 @@ impl Loaded {
         state: &TrainState,
         adam: AdamConfig,
         parts: Parts<'_>,
+        path: PathChoice,
     ) -> Result<Self> {
         let places = Places::new(model)?;
         let resident = |examples: Option<&Examples>| examples.map(|e| Resident::new(ctx, e)).transpose();
         Ok(Self {
             graphs: HashMap::new(),
-            places,
+            fused: fused_path(ctx, path, &model.config, parts.train.map_or(1, |train| train.t)),
+            path,
+            buckets: Buckets::new(model.config.vocab, model.config.embed),
             adam,
-            params: DeviceVec::from_slice(ctx, "the parameters", &state.params)?,
-            grads: DeviceVec::new(ctx, "the gradients", model.table.len())?,
-            m: DeviceVec::from_slice(ctx, "Adam's first moment", &state.m)?,
-            v: DeviceVec::from_slice(ctx, "Adam's second moment", &state.v)?,
+            params: places.from_host(ctx, "the parameters", &state.params)?,
+            grads: Growing::default(),
+            m: places.from_host(ctx, "Adam's first moment", &state.m)?,
+            v: places.from_host(ctx, "Adam's second moment", &state.v)?,
+            places,
             t: state.t,
             train: resident(parts.train)?,
             validation: resident(parts.validation)?,
@@ -556,7 +742,14 @@ impl Loaded {
             order: Vec::new(),
             device_order: Growing::default(),
             steps: DeviceVec::new(ctx, "the steps", TABLE_STEPS)?,
-            cursor: DeviceVec::new(ctx, "the steps' cursor", 1)?,
+            cursor: DeviceVec::new(ctx, "the steps' cursor", CURSORS)?,
+            sorted: Growing::default(),
+            scratch: Growing::default(),
+            begins: Growing::default(),
+            batch_rows: 0,
+            eval_loss: Growing::default(),
+            eval_hits: Growing::default(),
+            eval_probs: Growing::default(),
             clip: Clip::new(ctx)?,
             sums: DeviceVec::from_slice(ctx, "the metrics", &[MetricSums::default()])?,
             evaluated: DeviceVec::new(ctx, "the metrics", 1)?,
@@ -602,41 +795,106 @@ impl Loaded {
         checks::rows(checks::batch(&self.order, step)?, train.rows)
     }
 
-    /// Launches everything of one step of `d.rows` rows: what is recorded.
-    fn step(&mut self, ctx: &Context, d: &Dims, plan: &Plan, clips: bool) -> Result<()> {
+    /// The step's launches, of `d.rows` rows, one operation after the other: what is recorded.
+    fn single_step(&mut self, ctx: &Context, d: &Dims, plan: &Plan, clips: bool) -> Result<()> {
         let Some(train) = &self.train else { return Err(checks::no_training_examples()) };
-        let Places { layer, .. } = &self.places;
-        let at = adam::At { steps: self.steps.view(), cursor: self.cursor.view() };
         let params = self.params.view();
-        let partials = if d.rows == 0 {
-            // No rows: the gradient is zero, and Adam's momentum goes on.
-            fill::fill(ctx, self.grads.view_mut(), 0.0)?;
-            None
-        } else {
+        if d.rows > 0 {
             let order = self.device_order.front(self.order.len())?;
-            let from = Rows::Step { order, steps: at.steps, cursor: at.cursor };
+            let from = Rows::Step { order, steps: self.steps.view(), cursor: self.cursor.view_mut() };
             self.work.gather(ctx, d, train.x.view(), Some(train.y.view()), from)?;
             self.work.forward(ctx, d, params, &self.places, Want::Losses)?;
-            self.work.backward(ctx, d, plan, params, self.grads.view_mut(), &self.places)?;
-            Some(plan.partials(self.work.partials.front(plan.extent())?, 0)?)
-        };
-        let mut in_parts = partials.map(|partials| (layer.clone(), partials));
+            self.work.backward(ctx, d, plan, params, &self.places)?;
+        }
+        if d.rows > 0 && !clips {
+            return self.adam_step(ctx, d, Some(plan));
+        }
+        // No rows: the gradient is zero, and Adam's momentum goes on. Clipping: the norm is over the whole arena.
+        let mut grads = self.grads.front_mut(self.places.len)?;
+        if d.rows == 0 {
+            fill::fill(ctx, grads.again(), 0.0)?;
+        } else {
+            self.work.gradients(ctx, d, plan, grads.again(), &self.places)?;
+        }
+        let at = adam::At { steps: self.steps.view(), cursor: self.cursor.view() };
         let mut scale = None;
         if clips {
-            // The norm is over the whole arena, so the parts are summed first.
-            if let Some((range, partials)) = in_parts.take() {
-                let out = self.grads.view_mut().part(range)?;
-                adam::reduce_partials(ctx, partials, out, false)?;
-            }
-            self.clip.scale(ctx, self.grads.view(), at)?;
+            self.clip.scale(ctx, grads.view(), at)?;
             scale = Some(self.clip.scale.view());
         }
         let state =
             adam::State { params: self.params.view_mut(), m: self.m.view_mut(), v: self.v.view_mut() };
-        adam::adam(ctx, &self.adam, at, scale, state, self.grads.view(), in_parts)?;
+        adam::adam(ctx, &self.adam, at, scale, state, grads.view())?;
         let (loss, hits) = (self.work.loss.front(d.rows)?, self.work.hits.front(d.rows)?);
         let cursor = self.cursor.view_mut();
         cross_entropy::metrics(ctx, loss, hits, self.sums.view_mut(), Some(cursor), d.rows, d.rows)
+    }
+
+    /// The launches of a fused step of at most `d.rows` rows.
+    fn fused_step(&mut self, ctx: &Context, d: &Dims, fused: &Fused) -> Result<()> {
+        let Some(train) = &self.train else { return Err(checks::no_training_examples()) };
+        let ModelConfig { vocab, embed: e, hidden: h, classes: c, .. } = d.config;
+        let extent = d.rows.saturating_mul(fused::stride(&d.config));
+        let from = fused::Source {
+            x: Ids { view: train.x.view(), below: vocab },
+            labels: Ids { view: train.y.view(), below: c },
+            order: self.device_order.front(self.order.len())?,
+        };
+        let to = fused::Gradients {
+            dx: self.work.dembedded.front_mut(d.tokens().saturating_mul(e))?,
+            partials: self.work.partials.front_mut(extent)?,
+            h_last: self.work.h_last.front_mut(d.rows * h)?,
+            dlogits: self.work.dlogits.front_mut(d.rows * c)?,
+            loss: self.work.loss.front_mut(d.rows)?,
+            hits: self.work.hits.front_mut(d.rows)?,
+        };
+        let weights = self.places.weights(self.params.view())?;
+        let (steps, cursor) = (self.steps.view(), self.cursor.view_mut());
+        fused::step(ctx, fused, &d.config, (d.rows, d.t), steps, cursor, from, weights, to)?;
+        self.adam_step(ctx, d, None)
+    }
+
+    /// The last launch of a step: of `d.rows` rows, whose gradients are in the plan's parts; or after a fused step, of at
+    /// most `d.rows` rows, each of which has its part.
+    fn adam_step(&mut self, ctx: &Context, d: &Dims, plan: Option<&Plan>) -> Result<()> {
+        let ModelConfig { embed: e, hidden: h, classes: c, .. } = d.config;
+        let capacity = self.batch_rows.saturating_mul(d.t);
+        let table = self.table_steps(d.t);
+        let steps = self.steps.front(table)?;
+        let (partials, h_last) = match plan {
+            Some(plan) => (
+                plan.partials(self.work.partials.front(plan.extent())?, 0)?,
+                self.work.h.front(d.states())?.part(d.t * d.rows * h..d.states())?,
+            ),
+            None => {
+                let stride = fused::stride(&d.config);
+                let parts = self.work.partials.front(d.rows.saturating_mul(stride))?;
+                (adam::Partials { parts, count: 0, stride }, self.work.h_last.front(d.rows * h)?)
+            }
+        };
+        let from = adam::Summands {
+            dx: self.work.dembedded.front(d.tokens().saturating_mul(e))?,
+            sorted: self.sorted.front(table.saturating_mul(capacity))?,
+            begins: self.begins.front(table.saturating_mul(self.buckets.bounds()))?,
+            capacity,
+            partials,
+            by_rows: plan.is_none(),
+            h_last,
+            dlogits: self.work.dlogits.front(d.rows * c)?,
+            loss: self.work.loss.front(d.rows)?,
+            hits: self.work.hits.front(d.rows)?,
+        };
+        let state =
+            adam::State { params: self.params.view_mut(), m: self.m.view_mut(), v: self.v.view_mut() };
+        let (arena, cursor) = (self.places.arena(), self.cursor.view_mut());
+        let shape = (d.rows, d.t);
+        adam::step(ctx, &self.adam, &d.config, shape, steps, cursor, arena, state, from, self.sums.view_mut())
+    }
+
+    /// Whether a step takes the fused path.
+    fn fuses(&self, step: &StepState) -> Option<Fused> {
+        let fused = self.fused.ok().filter(|_| self.batch_rows <= SEQUENCE_PARTIALS as usize);
+        fused.filter(|_| !step.clips())
     }
 
     fn train(&mut self, ctx: &Context, steps: &[StepState], recorded: &mut u64) -> Result<()> {
@@ -649,35 +907,127 @@ impl Loaded {
         }
         // Room for the largest batch first, so that no step is recorded twice.
         let largest = steps.iter().map(|step| step.rows as usize).max().unwrap_or(0);
-        self.prepare(ctx, largest, t)?;
-        for steps in steps.chunks(TABLE_STEPS) {
-            for step in steps {
-                let key = (step.rows, step.clips());
-                if !self.graphs.contains_key(&key) {
-                    let d = self.dims(step.rows as usize, t);
-                    let plan = Plan::new(d.sequence())?;
-                    self.fit(ctx, &d, Some(&plan))?;
-                    let graph = Graph::record(ctx, || self.step(ctx, &d, &plan, step.clips()))?;
+        self.prepare(ctx, largest, t, steps)?;
+        for steps in steps.chunks(self.table_steps(t)) {
+            let plan = self.cut(steps);
+            for what in &plan {
+                if !self.graphs.contains_key(what) {
+                    let graph = self.record(ctx, *what, t)?;
                     *recorded += 1;
-                    self.graphs.insert(key, graph);
+                    self.graphs.insert(*what, graph);
                 }
             }
-            upload(ctx, "the steps", self.steps.view_mut(), steps)?;
+            let table: Vec<Step> = steps.iter().map(|step| Step::new(&self.adam, step)).collect();
+            upload(ctx, "the steps", self.steps.view_mut(), &table)?;
             clear(ctx, "the steps' cursor", self.cursor.view_mut())?;
-            for step in steps {
-                if let Some(graph) = self.graphs.get(&(step.rows, step.clips())) {
+            self.sort(ctx, steps.len(), t)?;
+            for what in &plan {
+                if let Some(graph) = self.graphs.get(what) {
                     graph.launch(ctx)?;
                 }
-                self.t = step.t;
+            }
+            if let Some(last) = steps.last() {
+                self.t = last.t;
             }
             self.reports.ask(ctx, self.sums.view())?;
         }
         Ok(())
     }
 
-    /// Room for training batches of `rows`, and for the chunks of the evaluations that will come between epochs: steps
-    /// would have to be recorded again if the arrays grew then.
-    fn prepare(&mut self, ctx: &Context, rows: usize, t: usize) -> Result<()> {
+    /// Steps that the table of steps holds: as many as there is room for their sorted tokens.
+    fn table_steps(&self, t: usize) -> usize {
+        let bytes = self.batch_rows.saturating_mul(t).saturating_mul(2 * size_of::<Pair>());
+        (SORTED_BYTES / bytes.max(1)).clamp(1, TABLE_STEPS)
+    }
+
+    /// The graphs to launch for `steps`.
+    fn cut(&self, steps: &[StepState]) -> Vec<Recorded> {
+        let mut plan = Vec::new();
+        for run in steps.chunk_by(|a, b| self.fuses(a).is_some() && self.fuses(b).is_some()) {
+            if run.first().is_some_and(|step| self.fuses(step).is_some()) {
+                let mut rest = run.len();
+                for many in GRAPH_STEPS {
+                    let fit = rest / many as usize;
+                    plan.extend(std::iter::repeat_n(Recorded::Fused(many), fit));
+                    rest -= fit * many as usize;
+                }
+            } else {
+                plan.extend(run.iter().map(|step| Recorded::Single { rows: step.rows, clips: step.clips() }));
+            }
+        }
+        plan
+    }
+
+    fn record(&mut self, ctx: &Context, what: Recorded, t: usize) -> Result<Graph> {
+        match (what, self.fused) {
+            (Recorded::Fused(many), Ok(fused)) => {
+                let d = self.dims(self.batch_rows, t);
+                Graph::record(ctx, || (0..many).try_for_each(|_| self.fused_step(ctx, &d, &fused)))
+            }
+            (Recorded::Fused(_), Err(_)) => {
+                Err(Error::Failed("a fused step without kernels; please report this".into()))
+            }
+            (Recorded::Single { rows, clips }, _) => {
+                let d = self.dims(rows as usize, t);
+                let plan = Plan::new(d.sequence())?;
+                self.fit(ctx, &d, Some(&plan))?;
+                Graph::record(ctx, || self.single_step(ctx, &d, &plan, clips))
+            }
+        }
+    }
+
+    /// Sorts the tokens of the table's first `count` steps.
+    fn sort(&mut self, ctx: &Context, count: usize, t: usize) -> Result<()> {
+        let Some(train) = &self.train else { return Err(checks::no_training_examples()) };
+        let capacity = self.batch_rows.saturating_mul(t);
+        let pairs = count.saturating_mul(capacity);
+        let to = Sorted {
+            sorted: self.sorted.front_mut(pairs)?,
+            scratch: self.scratch.front_mut(pairs)?,
+            begins: self.begins.front_mut(count.saturating_mul(self.buckets.bounds()))?,
+            capacity,
+        };
+        let x = Ids { view: train.x.view(), below: self.model.config.vocab };
+        let order = self.device_order.front(self.order.len())?;
+        sort_tokens(ctx, x, t, order, self.steps.front(count)?, &self.buckets, to)
+    }
+
+    /// Room for `steps`, whose largest batch has `rows` rows. Recorded steps refer to the arrays by address, so they go if
+    /// the arrays grow.
+    fn prepare(&mut self, ctx: &Context, rows: usize, t: usize, steps: &[StepState]) -> Result<()> {
+        let rows = rows.max(1);
+        if rows > self.batch_rows {
+            self.forget_graphs(ctx)?;
+            self.batch_rows = rows;
+        }
+        let table = self.table_steps(t);
+        let pairs = table.saturating_mul(self.batch_rows).saturating_mul(t);
+        let bounds = table.saturating_mul(self.buckets.bounds());
+        if !(self.sorted.fits(pairs) && self.scratch.fits(pairs) && self.begins.fits(bounds)) {
+            self.forget_graphs(ctx)?;
+            self.sorted.fit(ctx, "the steps' tokens", pairs)?;
+            self.scratch.fit(ctx, "the steps' tokens", pairs)?;
+            self.begins.fit(ctx, "the steps' tokens", bounds)?;
+        }
+        let all = self.dims(self.batch_rows, t);
+        if steps.iter().any(|step| self.fuses(step).is_some()) && !self.work.fits_fused(&all) {
+            self.forget_graphs(ctx)?;
+            self.work.fit_fused(ctx, &all)?;
+        }
+        let single = || steps.iter().filter(|step| self.fuses(step).is_none());
+        if single().any(|step| step.clips() || step.rows == 0) && !self.grads.fits(self.places.len) {
+            self.grads.fit(ctx, "the gradients", self.places.len)?;
+        }
+        let single = steps.iter().filter(|step| self.fuses(step).is_none());
+        match single.map(|step| step.rows as usize).max() {
+            Some(rows) => self.prepare_single(ctx, rows, t),
+            None => Ok(()),
+        }
+    }
+
+    /// Room for steps of `rows` rows that are not fused, and for the chunks of the evaluations that will come between
+    /// epochs: steps would have to be recorded again if the arrays grew then.
+    fn prepare_single(&mut self, ctx: &Context, rows: usize, t: usize) -> Result<()> {
         let d = self.dims(rows, t);
         let plan = Plan::new(d.sequence())?;
         if rows == 0 || self.work.fits(&d, Some(&plan)) {
@@ -687,20 +1037,60 @@ impl Loaded {
             if let Some((part_rows, part_t)) = self.part(part).map(|part| (part.rows, part.t)) {
                 let d = self.dims(rows, part_t);
                 let chunk = chunk(&d).min(part_rows);
-                self.fit(ctx, &self.dims(chunk, part_t), None)?;
+                if self.forward_fused(ctx, part_t).is_none() {
+                    self.fit(ctx, &self.dims(chunk, part_t), None)?;
+                }
             }
         }
         self.fit(ctx, &d, Some(&plan))
     }
 
+    /// The fused forward pass for rows of `t` ids, if there is one.
+    fn forward_fused(&self, ctx: &Context, t: usize) -> Option<Fused> {
+        let allowed = self.path == PathChoice::Best;
+        let fused = if allowed { Fused::new(&self.model.config, t).ok() } else { None };
+        fused.and_then(|fused| fused.forward_within(ctx.fused_bytes))
+    }
+
     fn evaluate(&mut self, ctx: &Context, part: Part, batch_size: usize) -> Result<Metrics> {
-        let Some((all, t)) = self.part(part).map(|part| (part.rows, part.t)) else {
-            return Err(checks::no_examples(part));
+        let resident = match part {
+            Part::Train => &self.train,
+            Part::Validation => &self.validation,
+            Part::Test => &self.test,
         };
+        let Some(resident) = resident else { return Err(checks::no_examples(part)) };
+        let (all, t) = (resident.rows, resident.t);
         let batch_size = batch_size.max(1);
+        upload(ctx, "the metrics", self.evaluated.view_mut(), &[MetricSums::default()])?;
+        if let Some(fused) = self.forward_fused(ctx, t) {
+            let config = self.model.config;
+            self.eval_loss.fit(ctx, "an evaluation's losses", all)?;
+            self.eval_hits.fit(ctx, "an evaluation's hits", all)?;
+            let (loss, hits) = (self.eval_loss.front_mut(all)?, self.eval_hits.front_mut(all)?);
+            let labels = Ids { view: resident.y.view(), below: config.classes };
+            let to = fused::Results { probs: None, losses: Some(Losses { labels, loss, hits }) };
+            let x = Ids { view: resident.x.view(), below: config.vocab };
+            let weights = self.places.weights(self.params.view())?;
+            fused::forward(ctx, &fused, &config, (all, t), x, weights, to)?;
+            let (loss, hits) = (self.eval_loss.front(all)?, self.eval_hits.front(all)?);
+            cross_entropy::metrics(ctx, loss, hits, self.evaluated.view_mut(), None, all, batch_size)?;
+        } else {
+            self.evaluate_in_chunks(ctx, part, all, t, batch_size)?;
+        }
+        let sums = download(ctx, &format!("the metrics of evaluating {part:?}"), self.evaluated.view())?;
+        Ok(sums.first().copied().unwrap_or_default().into())
+    }
+
+    fn evaluate_in_chunks(
+        &mut self,
+        ctx: &Context,
+        part: Part,
+        all: usize,
+        t: usize,
+        batch_size: usize,
+    ) -> Result<()> {
         let chunk = chunk(&self.dims(batch_size, t)).min(all);
         self.fit(ctx, &self.dims(chunk, t), None)?;
-        upload(ctx, "the metrics", self.evaluated.view_mut(), &[MetricSums::default()])?;
         for first in (0..all).step_by(chunk.max(1)) {
             let d = self.dims(chunk.min(all - first), t);
             let resident = match part {
@@ -716,8 +1106,7 @@ impl Loaded {
             let sums = self.evaluated.view_mut();
             cross_entropy::metrics(ctx, loss, hits, sums, None, d.rows, batch_size)?;
         }
-        let sums = download(ctx, &format!("the metrics of evaluating {part:?}"), self.evaluated.view())?;
-        Ok(sums.first().copied().unwrap_or_default().into())
+        Ok(())
     }
 
     fn predict(&mut self, ctx: &Context, x: &[u32], rows: usize) -> Result<Vec<f32>> {
@@ -734,19 +1123,44 @@ impl Loaded {
                 found: format!("{} at index {at}", x[at]),
             });
         }
+        let fused = self.forward_fused(ctx, t);
         let chunk = chunk(&self.dims(1, t)).min(rows);
-        self.fit(ctx, &self.dims(chunk, t), None)?;
+        match fused {
+            Some(_) => self.eval_probs.fit(ctx, "the probabilities", chunk.saturating_mul(classes))?,
+            None => self.fit(ctx, &self.dims(chunk, t), None)?,
+        }
         self.x.fit(ctx, "the rows to predict", chunk.saturating_mul(t))?;
         let mut probabilities = Vec::with_capacity(rows.saturating_mul(classes));
         for ids in x.chunks(chunk * t) {
             let d = self.dims(ids.len() / t, t);
             upload(ctx, "the rows to predict", self.x.front_mut(ids.len())?, ids)?;
             let x = self.x.front(ids.len())?;
-            self.work.gather(ctx, &d, x, None, Rows::From(0))?;
-            self.work.forward(ctx, &d, self.params.view(), &self.places, Want::Probabilities)?;
-            probabilities.extend(download(ctx, "probabilities", self.work.probs.front(d.rows * classes)?)?);
+            let probs = match &fused {
+                Some(fused) => {
+                    let probs = self.eval_probs.front_mut(d.rows * classes)?;
+                    let to = fused::Results { probs: Some(probs), losses: None };
+                    let weights = self.places.weights(self.params.view())?;
+                    let x = Ids { view: x, below: vocab };
+                    fused::forward(ctx, fused, &d.config, (d.rows, t), x, weights, to)?;
+                    self.eval_probs.front(d.rows * classes)?
+                }
+                None => {
+                    self.work.gather(ctx, &d, x, None, Rows::From(0))?;
+                    self.work.forward(ctx, &d, self.params.view(), &self.places, Want::Probabilities)?;
+                    self.work.probs.front(d.rows * classes)?
+                }
+            };
+            probabilities.extend(download(ctx, "probabilities", probs)?);
         }
         Ok(probabilities)
+    }
+}
+
+/// The fused kernels that training on rows of `t` ids takes, or why none.
+fn fused_path(ctx: &Context, path: PathChoice, config: &ModelConfig, t: usize) -> Result<Fused, Unfused> {
+    match path {
+        PathChoice::Best => Fused::new(config, t)?.within(ctx.fused_bytes),
+        PathChoice::Unfused => Err(Unfused::Forbidden),
     }
 }
 
@@ -768,7 +1182,7 @@ impl Engine for CudaEngine {
         }
         // What was loaded makes room first.
         self.loaded = None;
-        self.loaded = Some(Loaded::new(&self.cuda.ctx, model, state, adam, parts)?);
+        self.loaded = Some(Loaded::new(&self.cuda.ctx, model, state, adam, parts, self.path)?);
         Ok(())
     }
 
@@ -812,9 +1226,9 @@ impl Engine for CudaEngine {
     fn read_state(&mut self) -> Result<TrainState> {
         let (ctx, loaded) = self.loaded()?;
         Ok(TrainState {
-            params: download(&ctx, "the parameters", loaded.params.view())?,
-            m: download(&ctx, "Adam's first moment", loaded.m.view())?,
-            v: download(&ctx, "Adam's second moment", loaded.v.view())?,
+            params: loaded.places.download(&ctx, "the parameters", loaded.params.view())?,
+            m: loaded.places.download(&ctx, "Adam's first moment", loaded.m.view())?,
+            v: loaded.places.download(&ctx, "Adam's second moment", loaded.v.view())?,
             t: loaded.t,
         })
     }
@@ -822,9 +1236,10 @@ impl Engine for CudaEngine {
     fn write_state(&mut self, state: &TrainState) -> Result<()> {
         let (ctx, loaded) = self.loaded()?;
         checks::state(&loaded.model, state)?;
-        upload(&ctx, "the parameters", loaded.params.view_mut(), &state.params)?;
-        upload(&ctx, "Adam's first moment", loaded.m.view_mut(), &state.m)?;
-        upload(&ctx, "Adam's second moment", loaded.v.view_mut(), &state.v)?;
+        let places = &loaded.places;
+        places.upload(&ctx, "the parameters", loaded.params.view_mut(), &state.params)?;
+        places.upload(&ctx, "Adam's first moment", loaded.m.view_mut(), &state.m)?;
+        places.upload(&ctx, "Adam's second moment", loaded.v.view_mut(), &state.v)?;
         loaded.t = state.t;
         Ok(())
     }

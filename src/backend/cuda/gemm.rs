@@ -5,7 +5,7 @@ use super::context::Context;
 use super::launch::{Call, blocks};
 use crate::backend::MatmulDims;
 use crate::error::{Error, Result};
-use crate::tuning::{COLUMN_THREADS, GEMM_K, GEMM_THREADS, GEMM_TILE};
+use crate::tuning::{COLUMN_THREADS, GEMM_K, GEMM_NARROW, GEMM_THREADS, GEMM_TILE};
 
 /// The most tiles along the rows of a result: the limit of a grid's second side.
 const MOST_ROW_TILES: u32 = 65_535;
@@ -51,16 +51,21 @@ pub(super) fn gemm(
 ) -> Result<()> {
     let MatmulDims { m, k, n, ta, tb } = d;
     let kernels = &ctx.kernels;
-    let kernel = match (ta, tb) {
-        (false, false) => &kernels.gemm_nn,
-        (false, true) => &kernels.gemm_nt,
-        (true, false) => &kernels.gemm_tn,
-        (true, true) => &kernels.gemm_tt,
+    let narrow = n <= GEMM_NARROW as usize;
+    let kernel = match (ta, tb, narrow) {
+        (false, false, false) => &kernels.gemm_nn,
+        (false, true, false) => &kernels.gemm_nt,
+        (true, false, false) => &kernels.gemm_tn,
+        (true, true, false) => &kernels.gemm_tt,
+        (false, false, true) => &kernels.gemm_nn_narrow,
+        (false, true, true) => &kernels.gemm_nt_narrow,
+        (true, false, true) => &kernels.gemm_tn_narrow,
+        (true, true, true) => &kernels.gemm_tt_narrow,
     };
     if m == 0 || n == 0 {
         return Ok(());
     }
-    let columns = blocks("matmul", "out [m,n]", &[n], GEMM_TILE)?;
+    let columns = blocks("matmul", "out [m,n]", &[n], if narrow { GEMM_NARROW } else { GEMM_TILE })?;
     let rows = blocks("matmul", "out [m,n]", &[m], GEMM_TILE)?;
     if rows > MOST_ROW_TILES {
         return Err(Error::Shape {

@@ -11,7 +11,7 @@ use cudarc::driver::result;
 use std::ffi::c_void;
 
 /// The most parameters of any kernel.
-const MOST: usize = 20;
+const MOST: usize = 36;
 
 /// A kernel and its arguments so far.
 pub(super) struct Call<'c> {
@@ -54,6 +54,38 @@ impl<'c> Call<'c> {
     /// An array that is read, of at least the product of `dims` elements.
     pub(super) fn input<T>(self, what: &'static str, view: View<'_, T>, dims: &[usize]) -> Result<Self> {
         self.pointer(what, &view, dims)
+    }
+
+    /// [`Self::input`] at a multiple of 16 bytes: kernels read it by fours.
+    pub(super) fn input_fours<T>(
+        self,
+        what: &'static str,
+        view: View<'_, T>,
+        dims: &[usize],
+    ) -> Result<Self> {
+        self.fours(what, &view)?.pointer(what, &view, dims)
+    }
+
+    /// [`Self::output`] at a multiple of 16 bytes.
+    pub(super) fn output_fours<T>(
+        self,
+        what: &'static str,
+        view: &mut ViewMut<'_, T>,
+        dims: &[usize],
+    ) -> Result<Self> {
+        self.fours(what, &view.view())?.pointer(what, &view.view(), dims)
+    }
+
+    fn fours<T>(self, what: &'static str, view: &View<'_, T>) -> Result<Self> {
+        match view.address(self.ctx, 0) {
+            Some(address) if address % 16 != 0 => Err(Error::Shape {
+                op: self.kernel.name,
+                what,
+                expected: "at a multiple of 16 bytes of device memory; please report this".into(),
+                found: format!("at {address:#x}"),
+            }),
+            _ => Ok(self),
+        }
     }
 
     /// [`Self::input`], or a null pointer.
@@ -115,11 +147,6 @@ impl<'c> Call<'c> {
 
     /// A float.
     pub(super) fn f32(self, x: f32) -> Self {
-        self.push(x.to_ne_bytes())
-    }
-
-    /// A double.
-    pub(super) fn f64(self, x: f64) -> Self {
         self.push(x.to_ne_bytes())
     }
 

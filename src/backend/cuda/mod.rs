@@ -6,7 +6,11 @@
 //! | `buffer` | memory on the device and the pinned memory on the way there |
 //! | `launch` | a kernel's arguments, checked as they are pushed |
 //! | one for each kernel file | one typed function for each kernel |
-//! | `graph`, `engine` | training: a step recorded once and replayed for every batch |
+//! | `graph`, `engine` | training: steps recorded once and replayed for every batch |
+//!
+//! A training step takes one of three paths: [`fused`] (a batch row's whole step in one block, then one Adam), the sequence's
+//! kernels, or one for each time step ([`lstm_sequence`]). Which, and what they share, stands in `engine`; `recurve info`
+//! says what a shape takes and why, and `RECURVE_CUDA_PATH=unfused` or [`PathChoice`] forbids the first.
 //!
 //! The driver is looked for when it is needed: without one, everything here is an error that says so.
 //!
@@ -23,17 +27,21 @@ mod dense;
 mod embedding;
 mod engine;
 mod fill;
+pub mod fused;
 mod gemm;
 mod graph;
 pub mod image;
 mod launch;
 mod lstm_cell;
 pub mod lstm_sequence;
+mod steps;
+mod tokens;
 
 pub use activation::Activation;
 pub use buffer::{CudaBuffer, CudaIds};
 pub use context::{ImageChoice, LoadedImage, Missing, devices, staged_rows};
-pub use engine::CudaEngine;
+pub use engine::{CudaEngine, PathChoice};
+pub use fused::{Fused, Unfused};
 
 use super::*;
 use crate::error::Result;
@@ -50,6 +58,7 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub struct Cuda {
     ctx: Arc<Context>,
+    path: PathChoice,
 }
 
 /// The engine that `--device auto` takes: the first device, if there is one that can be used. `Err(None)` is a machine
@@ -77,7 +86,8 @@ impl Cuda {
     /// # Errors
     /// As for [`new`](Self::new), and if this build does not hold that image.
     pub fn with_image(ordinal: u32, choice: ImageChoice) -> Result<Self> {
-        Ok(Self { ctx: Arc::new(Context::open(ordinal, choice)?) })
+        let path = PathChoice::from_env()?;
+        Ok(Self { ctx: Arc::new(Context::open(ordinal, choice)?), path })
     }
 
     /// The device's own name, e.g. `NVIDIA H100 80GB HBM3`.
@@ -119,6 +129,11 @@ impl Cuda {
     /// not in registers. It changes their speed and no bit of their results.
     pub fn staged_rows(&self) -> u32 {
         self.ctx.staged_rows
+    }
+
+    /// Bytes of shared memory that a block of the fused kernels can have.
+    pub fn fused_bytes(&self) -> usize {
+        self.ctx.fused_bytes
     }
 
     /// What ran, for reports.
@@ -370,7 +385,7 @@ impl Ops for Cuda {
     fn adam(&self, config: &AdamConfig, step: &StepState, a: Adam<'_, CudaBuffer>) -> Result<()> {
         a.check(step)?;
         let ctx = &self.ctx;
-        let steps = DeviceVec::from_slice(ctx, "the step", std::slice::from_ref(step))?;
+        let steps = DeviceVec::from_slice(ctx, "the step", &[steps::Step::new(config, step)])?;
         let mut cursor = DeviceVec::<u32>::new(ctx, "the step's number", 1)?;
         clear(ctx, "the step's number", cursor.view_mut())?;
         let at = adam::At { steps: steps.view(), cursor: cursor.view() };
@@ -385,7 +400,7 @@ impl Ops for Cuda {
         };
         let scale = scale.as_ref().map(|clip| clip.scale.view());
         let state = adam::State { params: a.params.view_mut(), m: a.m.view_mut(), v: a.v.view_mut() };
-        adam::adam(ctx, config, at, scale, state, grads, None)
+        adam::adam(ctx, config, at, scale, state, grads)
     }
 }
 

@@ -1,0 +1,65 @@
+// One row's softmax and cross entropy, and one batch's means: what the kernels of cross_entropy.cu, adam.cu and fused.cu share.
+#pragma once
+#include "common.cuh"
+
+// A warp's softmax over one row of logits: probs[c] for all classes; lane 0 also gets the row's loss and hit, where `labelled`.
+// A row with a NaN, or an infinite largest logit, has NaN probabilities and loss and hits nothing.
+struct RowLoss {
+    float loss, hit;
+};
+
+__device__ __forceinline__ RowLoss softmax_row(const float* logits, float* probs, u32 classes, bool labelled, u32 label) {
+    const u32 lane = threadIdx.x % WARP;
+    // The first largest: each lane its own, then by halves; among equals the lower index.
+    float largest = __uint_as_float(0xff800000u);
+    u32 index = 0xffffffffu;
+    for (u32 c = lane; c < classes; c += WARP) {
+        const float logit = logits[c];
+        if (logit > largest || index == 0xffffffffu) {
+            largest = logit;
+            index = c;
+        }
+    }
+#pragma unroll
+    for (u32 step = WARP / 2; step > 0; step /= 2) {
+        const float other = __shfl_xor_sync(ALL_LANES, largest, step);
+        const u32 other_index = __shfl_xor_sync(ALL_LANES, index, step);
+        if (other_index != 0xffffffffu && (index == 0xffffffffu || other > largest || (other == largest && other_index < index))) {
+            largest = other;
+            index = other_index;
+        }
+    }
+    // Where a NaN is about, lanes may differ; lane 0's choice serves: the sum is NaN in any case.
+    largest = __shfl_sync(ALL_LANES, largest, 0);
+    index = __shfl_sync(ALL_LANES, index, 0);
+
+    float sum = 0.0f;
+    for (u32 c = lane; c < classes; c += WARP) sum += strict_exp(logits[c] - largest);
+    sum = warp_sum(sum);
+    const float label_logit = labelled && lane == 0 ? logits[label] : 0.0f;
+    for (u32 c = lane; c < classes; c += WARP) probs[c] = strict_exp(logits[c] - largest) / sum;
+    RowLoss row = {0.0f, 0.0f};
+    if (labelled && lane == 0) {
+        row.loss = strict_log(sum) - (label_logit - largest);
+        row.hit = index == label && row.loss == row.loss ? 1.0f : 0.0f;
+    }
+    return row;
+}
+
+// A warp's mean loss (in f64) and hits of rows [begin, end): lanes stride over the rows, then a fixed tree.
+struct BatchMean {
+    double mean;
+    u32 correct;
+};
+
+__device__ __forceinline__ BatchMean batch_mean(const float* loss, const float* hits, u64 begin, u64 end) {
+    double sum = 0.0;
+    u32 count = 0;
+    for (u64 row = begin + threadIdx.x % WARP; row < end; row += WARP) {
+        sum += (double)loss[row];
+        count += hits[row] > 0.5f ? 1 : 0;
+    }
+    sum = warp_sum(sum);
+    count = warp_sum(count);
+    return {sum / (double)(end - begin), count};
+}

@@ -1,0 +1,353 @@
+//! Launches the kernels that take a batch row through everything: `fused_step` and `fused_forward`.
+
+use super::buffer::{Ids, View, ViewMut};
+use super::context::{Context, Kernel, Kernels};
+use super::launch::{Call, size};
+use super::steps::{CURSORS, Step};
+use crate::error::Result;
+use crate::model::ModelConfig;
+use crate::tuning::SEQUENCE_PARTIALS;
+use std::fmt;
+
+/// Most hidden units of the fused kernels.
+const MOST_HIDDEN: usize = 64;
+
+/// Shared memory of a block that every GPU has which the kernels run on (compute capability 7.5 has the least).
+const LEAST_SHARED: usize = 64 << 10;
+
+/// A fused kernel's widths, and the shared memory that a block of it needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fused {
+    /// Hidden units that the kernels are compiled for.
+    pub padded: u32,
+    /// Inputs that they are compiled for.
+    pub inputs: u32,
+    /// Bytes of shared memory of a block of the training step.
+    pub step_bytes: usize,
+    /// Bytes of shared memory of a block of the forward pass alone.
+    pub forward_bytes: usize,
+}
+
+/// Why a shape has no fused kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unfused {
+    /// The weights and the sums of their gradients do not fit the registers.
+    Registers,
+    /// The activations of a row do not fit a block's shared memory: asked, available.
+    Shared(usize, usize),
+    /// A batch of more rows than there are partial sums.
+    Batch(usize),
+    /// It was asked for ([`super::PathChoice::Unfused`]).
+    Forbidden,
+}
+
+impl fmt::Display for Unfused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Unfused::Registers => {
+                f.write_str("not fused: H > 64, or E > 64 (> 32 where H > 32), does not fit the registers")
+            }
+            Unfused::Shared(asked, available) => {
+                write!(f, "not fused: a row asks for {asked} bytes of shared memory, a block has {available}")
+            }
+            Unfused::Batch(rows) => {
+                write!(f, "not fused: {rows} rows a batch, more than {SEQUENCE_PARTIALS}")
+            }
+            Unfused::Forbidden => f.write_str("not fused: RECURVE_CUDA_PATH=unfused"),
+        }
+    }
+}
+
+impl Fused {
+    /// The kernels for sequences of `t` steps, whatever shared memory there is.
+    ///
+    /// # Errors
+    /// [`Unfused::Registers`] if there are none.
+    pub fn new(config: &ModelConfig, t: usize) -> Result<Self, Unfused> {
+        let ModelConfig { embed, hidden, classes, .. } = *config;
+        let padded: usize = match hidden {
+            1..=32 => 32,
+            33..=MOST_HIDDEN => 64,
+            _ => return Err(Unfused::Registers),
+        };
+        let inputs: usize = match (padded, embed) {
+            (_, 1..=16) => 16,
+            (_, 17..=32) => 32,
+            (32, 33..=64) => 64,
+            _ => return Err(Unfused::Registers),
+        };
+        if t == 0 {
+            return Err(Unfused::Registers);
+        }
+        // As fused.cu lays them out: gates by rows of 4·(HP + 8); h, c and x, or later 16 rows of W; logits and their
+        // gradients.
+        let states = t.saturating_add(1).saturating_mul(2 * padded);
+        let kept = states.saturating_add(t.saturating_mul(inputs));
+        let tile = 16 * (4 * padded + 4);
+        let gates = t.saturating_mul(4 * (padded + 8));
+        let classes = classes.saturating_mul(2);
+        let step = gates.saturating_add(kept.max(tile)).saturating_add(classes);
+        let forward = t.saturating_mul(inputs).saturating_add(2 * padded).saturating_add(classes);
+        let narrow = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        Ok(Self {
+            padded: narrow(padded),
+            inputs: narrow(inputs),
+            step_bytes: step.saturating_mul(4),
+            forward_bytes: forward.saturating_mul(4),
+        })
+    }
+
+    /// This, if a block's training step fits `available` bytes of shared memory; where the sequence's path sums W's
+    /// gradient in another order, if it fits what every GPU has: then the path does not depend on the device, nor do the
+    /// bits.
+    ///
+    /// # Errors
+    /// [`Unfused::Shared`] if it does not.
+    pub fn within(self, available: usize) -> Result<Self, Unfused> {
+        let available = if self.inputs > 32 { available.min(LEAST_SHARED) } else { available };
+        if self.step_bytes <= available { Ok(self) } else { Err(Unfused::Shared(self.step_bytes, available)) }
+    }
+
+    /// This, if a block's forward pass alone fits `available` bytes of shared memory.
+    pub(super) fn forward_within(self, available: usize) -> Option<Self> {
+        (self.forward_bytes <= available).then_some(self)
+    }
+
+    /// Threads of a block.
+    fn threads(&self) -> u32 {
+        4 * self.padded
+    }
+
+    fn kernels<'k>(&self, k: &'k Kernels) -> (&'k Kernel, &'k Kernel) {
+        match (self.padded, self.inputs) {
+            (32, 16) => (&k.fused_step_h32_e16, &k.fused_forward_h32_e16),
+            (32, 32) => (&k.fused_step_h32_e32, &k.fused_forward_h32_e32),
+            (32, _) => (&k.fused_step_h32_e64, &k.fused_forward_h32_e64),
+            (_, 16) => (&k.fused_step_h64_e16, &k.fused_forward_h64_e16),
+            _ => (&k.fused_step_h64_e32, &k.fused_forward_h64_e32),
+        }
+    }
+}
+
+impl fmt::Display for Fused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "fused: a row's whole step in one block, {} units and {} inputs wide, {} bytes of shared memory",
+            self.padded, self.inputs, self.step_bytes
+        )
+    }
+}
+
+/// The kernels of the fused path, each of which is given all the shared memory there is.
+pub(super) fn all(k: &Kernels) -> [&Kernel; 10] {
+    [
+        &k.fused_step_h32_e16,
+        &k.fused_step_h32_e32,
+        &k.fused_step_h32_e64,
+        &k.fused_step_h64_e16,
+        &k.fused_step_h64_e32,
+        &k.fused_forward_h32_e16,
+        &k.fused_forward_h32_e32,
+        &k.fused_forward_h32_e64,
+        &k.fused_forward_h64_e16,
+        &k.fused_forward_h64_e32,
+    ]
+}
+
+/// All parameters.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Weights<'a> {
+    /// `[V,E]`
+    pub(super) table: View<'a, f32>,
+    /// `[E,4H]`
+    pub(super) w: View<'a, f32>,
+    /// `[H,4H]`
+    pub(super) u: View<'a, f32>,
+    /// `[4H]`
+    pub(super) b: View<'a, f32>,
+    /// `[H,C]`
+    pub(super) dense_w: View<'a, f32>,
+    /// `[C]`
+    pub(super) dense_b: View<'a, f32>,
+}
+
+fn push<'c>(call: Call<'c>, c: &ModelConfig, a: &Weights<'_>) -> Result<Call<'c>> {
+    let columns = c.hidden.saturating_mul(4);
+    call.input_fours("table [V,E]", a.table, &[c.vocab, c.embed])?
+        .input_fours("w [E,4H]", a.w, &[c.embed, columns])?
+        .input_fours("u [H,4H]", a.u, &[c.hidden, columns])?
+        .input("b [4H]", a.b, &[columns])?
+        .input("dense_w [H,C]", a.dense_w, &[c.hidden, c.classes])?
+        .input("dense_b [C]", a.dense_b, &[c.classes])
+}
+
+/// What a training step writes, for `adam_step`; all of it is assigned for the rows that the step has.
+pub(super) struct Gradients<'a> {
+    /// `[T,B,E]`
+    pub(super) dx: ViewMut<'a, f32>,
+    /// `[B,stride]`
+    pub(super) partials: ViewMut<'a, f32>,
+    /// `[B,H]`
+    pub(super) h_last: ViewMut<'a, f32>,
+    /// `[B,C]`
+    pub(super) dlogits: ViewMut<'a, f32>,
+    /// `[B]`
+    pub(super) loss: ViewMut<'a, f32>,
+    /// `[B]`
+    pub(super) hits: ViewMut<'a, f32>,
+}
+
+/// A data set's rows and the order that an epoch reads them in.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Source<'a> {
+    /// `[N,T]`
+    pub(super) x: Ids<'a>,
+    /// `[N]`
+    pub(super) labels: Ids<'a>,
+    /// Rows below `N`.
+    pub(super) order: View<'a, u32>,
+}
+
+/// Forward and backward of the step at the cursor, which has at most `rows` rows; also tells the step's last kernel which
+/// step this is.
+#[allow(clippy::too_many_arguments)] // the kernel's
+pub(super) fn step(
+    ctx: &Context,
+    fused: &Fused,
+    config: &ModelConfig,
+    (rows, t): (usize, usize),
+    steps: View<'_, Step>,
+    mut cursor: ViewMut<'_, u32>,
+    from: Source<'_>,
+    weights: Weights<'_>,
+    to: Gradients<'_>,
+) -> Result<()> {
+    let Gradients { mut dx, mut partials, mut h_last, mut dlogits, mut loss, mut hits } = to;
+    let ModelConfig { embed: e, hidden: h, classes: c, .. } = *config;
+    super::embedding::check_below("fused_step", from.x, config.vocab)?;
+    super::embedding::check_below("fused_step", from.labels, c)?;
+    let stride = stride(config);
+    let floats = fused.step_bytes / 4;
+    let call = Call::new(ctx, fused.kernels(&ctx.kernels).0)
+        .input("steps", steps, &[1])?
+        .output("cursor", &mut cursor, &[CURSORS])?
+        .input("x [N,T]", from.x.view, &[t])?
+        .input("labels [N]", from.labels.view, &[1])?
+        .input("order", from.order, &[])?;
+    let call = push(call, config, &weights)?
+        .output("dx [T,B,E]", &mut dx, &[t, rows, e])?
+        .output("partials [B,stride]", &mut partials, &[rows, stride])?
+        .output("h_last [B,H]", &mut h_last, &[rows, h])?
+        .output("dlogits [B,C]", &mut dlogits, &[rows, c])?
+        .output("loss [B]", &mut loss, &[rows])?
+        .output("hits [B]", &mut hits, &[rows])?
+        .size("T", t)?
+        .size("E", e)?
+        .size("H", h)?
+        .size("C", c)?
+        .u64(stride as u64)
+        .size("shared floats", floats)?;
+    let grid = size("fused_step", "rows", rows)?;
+    // SAFETY: the parameters are `steps, cursor, data, labels, order, table, w, u, b, dense_w, dense_b, dx, partials, h_last,
+    // dlogits, loss, hits, t, e, hidden, classes, stride, shared_floats`. A block below the step's rows, of which there are
+    // at most `rows`, has one row of every array: all were checked; the engine has checked that the step's rows lie within
+    // the order, the order's within the data set, and ids and labels were compared with V and C above. The kernel is wide
+    // enough for H and E, and its shared memory is what `Fused::new` counts, allowed when the kernels were loaded.
+    unsafe {
+        call.launch([grid, 1, 1], fused.threads(), size("fused_step", "shared bytes", fused.step_bytes)?)
+    }
+}
+
+/// Elements of a row's partial sums.
+pub(super) fn stride(config: &ModelConfig) -> usize {
+    (config.embed + config.hidden + 1).saturating_mul(4).saturating_mul(config.hidden)
+}
+
+/// Where the results of a forward pass go.
+pub(super) struct Results<'a> {
+    /// `[rows,C]`
+    pub(super) probs: Option<ViewMut<'a, f32>>,
+    /// Labels `[rows]`, losses and hits `[rows]`.
+    pub(super) losses: Option<super::cross_entropy::Losses<'a>>,
+}
+
+/// Probabilities and losses of `rows` rows of `x` `[rows,T]`, assigned.
+pub(super) fn forward(
+    ctx: &Context,
+    fused: &Fused,
+    config: &ModelConfig,
+    (rows, t): (usize, usize),
+    x: Ids<'_>,
+    weights: Weights<'_>,
+    to: Results<'_>,
+) -> Result<()> {
+    let Results { mut probs, losses } = to;
+    let ModelConfig { embed: e, hidden: h, classes: c, .. } = *config;
+    super::embedding::check_below("fused_forward", x, config.vocab)?;
+    let (labels, mut loss, mut hits) = match losses {
+        Some(losses) => {
+            super::embedding::check_below("fused_forward", losses.labels, c)?;
+            (Some(losses.labels.view), Some(losses.loss), Some(losses.hits))
+        }
+        None => (None, None, None),
+    };
+    let call = Call::new(ctx, fused.kernels(&ctx.kernels).1)
+        .input("x [rows,T]", x.view, &[rows, t])?
+        .input_or_null("labels [rows]", labels, &[rows])?;
+    let call = push(call, config, &weights)?
+        .output_or_null("probs [rows,C]", probs.as_mut(), &[rows, c])?
+        .output_or_null("loss [rows]", loss.as_mut(), &[rows])?
+        .output_or_null("hits [rows]", hits.as_mut(), &[rows])?
+        .size("rows", rows)?
+        .size("T", t)?
+        .size("E", e)?
+        .size("H", h)?
+        .size("C", c)?;
+    // As many blocks as the device may hold at a time, each of which keeps its weights for many rows.
+    let grid =
+        size("fused_forward", "rows", rows)?.min(ctx.multiprocessors.saturating_mul(2048 / fused.threads()));
+    let bytes = size("fused_forward", "shared bytes", fused.forward_bytes)?;
+    // SAFETY: the parameters are `data, labels, table, w, u, b, dense_w, dense_b, probs, loss, hits, rows, t, e, hidden,
+    // classes`; the blocks have rows below `rows` of every array: all were checked, ids and labels compared with V and C.
+    // Without labels `loss` and `hits` are null too. Widths and shared memory as in `step`.
+    unsafe { call.launch([grid, 1, 1], fused.threads(), bytes) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shape(embed: usize, hidden: usize, classes: usize, t: usize) -> Result<Fused, Unfused> {
+        Fused::new(&ModelConfig { embed, hidden, classes, ..ModelConfig::default() }, t)
+    }
+
+    #[test]
+    fn the_kernel_is_the_narrowest_that_fits_the_registers() {
+        for (embed, hidden, expected) in [
+            (1, 1, Some((32, 16))),
+            (16, 32, Some((32, 16))),
+            (17, 32, Some((32, 32))),
+            (33, 32, Some((32, 64))),
+            (64, 7, Some((32, 64))),
+            (65, 7, None),
+            (16, 33, Some((64, 16))),
+            (32, 64, Some((64, 32))),
+            (33, 64, None),
+            (16, 65, None),
+        ] {
+            let found = shape(embed, hidden, 2, 5).ok().map(|f| (f.padded, f.inputs));
+            assert_eq!(found, expected, "{embed} inputs, {hidden} units");
+        }
+    }
+
+    #[test]
+    fn shared_memory_is_what_a_row_keeps() {
+        let fused = shape(16, 32, 2, 32).unwrap();
+        assert_eq!(fused.step_bytes, 4 * (32 * 160 + 2 * 33 * 32 + 32 * 16 + 4));
+        assert_eq!(fused.within(30_000), Err(Unfused::Shared(fused.step_bytes, 30_000)));
+        assert_eq!(fused.within(fused.step_bytes), Ok(fused));
+        // A sequence too short to cover a tile of W.
+        assert_eq!(shape(16, 32, 2, 1).unwrap().step_bytes, 4 * (160 + 16 * 132 + 4));
+    }
+}

@@ -1,0 +1,88 @@
+//! Launches `sort_tokens`: the tokens of each step's batch by the row of the embedding table that they stand for.
+
+use super::buffer::{Ids, View, ViewMut};
+use super::context::Context;
+use super::launch::{Call, size};
+use super::steps::Step;
+use crate::error::Result;
+use crate::tuning::{ADAM_THREADS, EMBEDDING_TILE, SORT_THREADS};
+
+/// An id and its token.
+pub(super) type Pair = [u32; 2];
+
+/// How `adam_step` divides a table `[V,E]` among its blocks; it depends on nothing else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Buckets {
+    /// Rows of the table that a block owns: a thread has four columns of one row.
+    pub(super) owned: u32,
+    /// Blocks along the rows.
+    pub(super) count: usize,
+    /// Blocks along the columns.
+    pub(super) tiles: usize,
+    /// Passes of the sort: bits of an id, even.
+    bits: u32,
+}
+
+impl Buckets {
+    /// For a table of `v` rows and `e` columns, neither 0.
+    pub(super) fn new(v: usize, e: usize) -> Self {
+        let tile = EMBEDDING_TILE as usize;
+        let quads = e.min(tile).div_ceil(4).max(1);
+        let owned = ADAM_THREADS as usize / quads;
+        let bits = usize::BITS - v.saturating_sub(1).leading_zeros();
+        Self {
+            owned: u32::try_from(owned).unwrap_or(1),
+            count: v.div_ceil(owned),
+            tiles: e.div_ceil(tile),
+            bits: bits.next_multiple_of(2),
+        }
+    }
+
+    /// Numbers of `begins` a step.
+    pub(super) fn bounds(&self) -> usize {
+        self.count + 1
+    }
+}
+
+/// Where the sorted tokens of a table of steps go; each step has room for `capacity`.
+pub(super) struct Sorted<'a> {
+    /// `[steps,capacity]`
+    pub(super) sorted: ViewMut<'a, Pair>,
+    /// `[steps,capacity]`, overwritten.
+    pub(super) scratch: ViewMut<'a, Pair>,
+    /// `[steps,buckets+1]`
+    pub(super) begins: ViewMut<'a, u32>,
+    /// At least the rows of the largest batch times T.
+    pub(super) capacity: usize,
+}
+
+/// Sorts the tokens of all `steps`, of which each has at most `capacity/T` rows within `order`.
+pub(super) fn sort_tokens(
+    ctx: &Context,
+    x: Ids<'_>,
+    t: usize,
+    order: View<'_, u32>,
+    steps: View<'_, Step>,
+    buckets: &Buckets,
+    to: Sorted<'_>,
+) -> Result<()> {
+    let Sorted { mut sorted, mut scratch, mut begins, capacity } = to;
+    let count = steps.len();
+    let call = Call::new(ctx, &ctx.kernels.sort_tokens)
+        .input("x [N,T]", x.view, &[t])?
+        .input("order [N]", order, &[])?
+        .input("steps", steps, &[count])?
+        .output("sorted", &mut sorted, &[count, capacity])?
+        .output("scratch", &mut scratch, &[count, capacity])?
+        .output("begins", &mut begins, &[count, buckets.bounds()])?
+        .size("T", t)?
+        .u32(buckets.bits)
+        .u32(buckets.owned)
+        .size("buckets", buckets.count)?
+        .u64(capacity as u64);
+    let grid = size("sort_tokens", "steps", count)?;
+    // SAFETY: the parameters are `x, order, steps, sorted, scratch, begins, t, bits, owned, buckets, capacity`. A block has
+    // one step: `rows·t` tokens, at most `capacity`, as the engine has checked along with that the step's rows lie within
+    // the order, and the order's within `x`; ids are below V, so no bucket is beyond `buckets`.
+    unsafe { call.launch([grid, 1, 1], SORT_THREADS, 0) }
+}

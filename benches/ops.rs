@@ -320,7 +320,11 @@ fn heads(bench: &mut Bench) {
         bench.time::<dense::Backward>(&shape, d);
     }
     for (b, c) in [(32, 2), (99, 31), (256, 1000), (4096, 2)] {
-        let case = cross_entropy::Case { d: CrossEntropyDims { b, c }, logits: cross_entropy::Logits::Plain };
+        let case = cross_entropy::Case {
+            d: CrossEntropyDims { b, c },
+            logits: cross_entropy::Logits::Plain,
+            weighted: false,
+        };
         let shape = format!("B{b}_C{c}");
         bench.time::<cross_entropy::Forward>(&shape, case);
         bench.time::<cross_entropy::Backward>(&shape, case);

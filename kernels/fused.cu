@@ -13,9 +13,10 @@
 //   fused_forward   1 and 2 alone, of the rows first + blockIdx, …: probs, or loss and hits, or all.
 //   _hHP_eEP        H is padded to HP (32 or 64), E to EP (16, 32 or 64); what is padded holds zeros.
 // Shapes: x [N,T], labels order [N], table [V,E], w [E,4H], u [H,4H], b [4H], dense_w [H,C], dense_b [C], dx [T,rows,E], loss hits
-// [rows], probs dlogits [rows,C], h_last [rows,H]. Ids are below V, labels below C, the order's rows below N: the host has checked.
-// Launch: fused_step a block a row of the largest batch (those beyond the step's rows leave), fused_forward any grid; block 4·HP, thread tid = unit tid/4,
-// gate tid%4; dynamic shared as lstm_sequence::fused_floats says.
+// [rows], probs dlogits [rows,C], h_last [rows,H], class_weights [C] or null (all 1). Ids are below V, labels below C, the order's
+// rows below N: the host has checked.
+// Launch: fused_step a block a row of the largest batch (those beyond the step's rows leave), fused_forward any grid; block 4·HP,
+// thread tid = unit tid/4, gate tid%4; dynamic shared as lstm_sequence::fused_floats says.
 #include "cross_entropy.cuh"
 #include "lstm_sequence.cuh"
 
@@ -113,8 +114,9 @@ __device__ __forceinline__ void classify(const float* h, const Weights& a, float
 
 template <u32 HP, u32 EP>
 __device__ __forceinline__ void fused_step(const Step* steps, u32* cursor, const u32* data, const u32* labels, const u32* order,
-                                           const Weights& a, float* dx, float* partials, float* h_last, float* dlogits, float* loss,
-                                           float* hits, u32 t, u32 e, u32 hidden, u32 classes, u64 stride, u32 shared_floats) {
+                                           const float* class_weights, const Weights& a, float* dx, float* partials, float* h_last,
+                                           float* dlogits, float* loss, float* hits, u32 t, u32 e, u32 hidden, u32 classes, u64 stride,
+                                           u32 shared_floats) {
     constexpr u32 THREADS = GATES * HP;
     extern __shared__ __align__(16) float shared[];
     float* gates = shared;
@@ -161,14 +163,15 @@ __device__ __forceinline__ void fused_step(const Step* steps, u32* cursor, const
         const u32 label = labels[example];
         // Each lane's own classes: the probabilities, then the gradient in their place.
         const RowLoss found = softmax_row(logits, dlogits_own, classes, true, label);
+        const float weight = class_weights ? class_weights[label] : 1.0f;
         for (u32 c = threadIdx.x; c < classes; c += WARP) {
             const float onehot = label == c ? 1.0f : 0.0f;
-            const float gradient = (dlogits_own[c] - onehot) / (float)rows;
+            const float gradient = (dlogits_own[c] - onehot) / (float)rows * weight;
             dlogits_own[c] = gradient;
             dlogits[(u64)row * classes + c] = gradient;
         }
         if (threadIdx.x == 0) {
-            loss[row] = found.loss;
+            loss[row] = found.loss * weight;
             hits[row] = found.hit;
         }
     }
@@ -287,17 +290,18 @@ __device__ __forceinline__ void fused_forward(const u32* data, const u32* labels
 #define FUSED(hp, ep)                                                                                                           \
     extern "C" __global__ void __launch_bounds__(GATES* hp)                                                                     \
     fused_step_h##hp##_e##ep(const Step* steps, u32* cursor, const u32* data, const u32* labels, const u32* order,              \
-                             const float* table, const float* w, const float* u, const float* b, const float* dense_w,          \
-                             const float* dense_b, float* dx, float* partials, float* h_last, float* dlogits, float* loss,      \
-                             float* hits, u32 t, u32 e, u32 hidden, u32 classes, u64 stride, u32 shared_floats) {               \
-        fused_step<hp, ep>(steps, cursor, data, labels, order, {table, w, u, b, dense_w, dense_b}, dx, partials, h_last,        \
-                           dlogits, loss, hits, t, e, hidden, classes, stride, shared_floats);                                  \
+                             const float* class_weights, const float* table, const float* w, const float* u, const float* b,    \
+                             const float* dense_w, const float* dense_b, float* dx, float* partials, float* h_last,             \
+                             float* dlogits, float* loss, float* hits, u32 t, u32 e, u32 hidden, u32 classes, u64 stride,       \
+                             u32 shared_floats) {                                                                               \
+        fused_step<hp, ep>(steps, cursor, data, labels, order, class_weights, {table, w, u, b, dense_w, dense_b}, dx, partials, \
+                           h_last, dlogits, loss, hits, t, e, hidden, classes, stride, shared_floats);                          \
     }                                                                                                                           \
     extern "C" __global__ void __launch_bounds__(GATES* hp)                                                                     \
     fused_forward_h##hp##_e##ep(const u32* data, const u32* labels, const float* table, const float* w, const float* u,         \
                                 const float* b, const float* dense_w, const float* dense_b, float* probs, float* loss,          \
                                 float* hits, u32 rows, u32 t, u32 e, u32 hidden, u32 classes) {                                 \
-        fused_forward<hp, ep>(data, labels, {table, w, u, b, dense_w, dense_b}, probs, loss, hits, rows, t, e, hidden, classes); \
+        fused_forward<hp, ep>(data, labels, {table, w, u, b, dense_w, dense_b}, probs, loss, hits, rows, t, e, hidden, classes);\
     }
 FUSED(32, 16)
 FUSED(32, 32)

@@ -366,12 +366,12 @@ impl Dims {
 }
 
 /// What is wanted of a forward pass.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Want {
+#[derive(Clone, Copy, Debug)]
+enum Want<'a> {
     /// Probabilities alone; there are no labels.
     Probabilities,
-    /// Probabilities, and each row's loss and hit.
-    Losses,
+    /// Probabilities, and each row's loss, times its class' weight of `[C]`, and hit.
+    Losses { class_weights: Option<View<'a, f32>> },
 }
 
 impl Workspace {
@@ -473,7 +473,7 @@ impl Workspace {
         d: &Dims,
         params: View<'_, f32>,
         places: &Places,
-        want: Want,
+        want: Want<'_>,
     ) -> Result<()> {
         let ModelConfig { embed: e, hidden: h, classes: c, .. } = d.config;
         let (n, state) = (d.tokens(), d.rows * h);
@@ -506,8 +506,9 @@ impl Workspace {
         dense::forward(ctx, d.dense(), last, dense_w, dense_b, self.logits.front_mut(d.rows * c)?)?;
         let losses = match want {
             Want::Probabilities => None,
-            Want::Losses => Some(Losses {
+            Want::Losses { class_weights } => Some(Losses {
                 labels: Ids { view: self.labels.front(d.rows)?, below: c },
+                class_weights,
                 loss: self.loss.front_mut(d.rows)?,
                 hits: self.hits.front_mut(d.rows)?,
             }),
@@ -524,13 +525,15 @@ impl Workspace {
         plan: &Plan,
         params: View<'_, f32>,
         places: &Places,
+        class_weights: Option<View<'_, f32>>,
     ) -> Result<()> {
         let ModelConfig { embed: e, hidden: h, classes: c, .. } = d.config;
         let (n, state) = (d.tokens(), d.rows * h);
         let param = |range: &Range<usize>| params.part(range.clone());
         let labels = Ids { view: self.labels.front(d.rows)?, below: c };
         let probs = self.probs.front(d.rows * c)?;
-        cross_entropy::backward(ctx, d.cross_entropy(), probs, labels, self.dlogits.front_mut(d.rows * c)?)?;
+        let dlogits = self.dlogits.front_mut(d.rows * c)?;
+        cross_entropy::backward(ctx, d.cross_entropy(), probs, labels, class_weights, dlogits)?;
 
         let dy = self.dlogits.front(d.rows * c)?;
         let dh_last = self.dh_last.front_mut(state)?;
@@ -686,6 +689,7 @@ struct Loaded {
     train: Option<Resident>,
     validation: Option<Resident>,
     test: Option<Resident>,
+    class_weights: Option<DeviceVec<f32>>,
     /// The epoch's order, on the host to check steps against and on the device to gather by.
     order: Vec<u32>,
     device_order: Growing<u32>,
@@ -739,6 +743,10 @@ impl Loaded {
             train: resident(parts.train)?,
             validation: resident(parts.validation)?,
             test: resident(parts.test)?,
+            class_weights: parts
+                .class_weights
+                .map(|weights| DeviceVec::from_slice(ctx, "the classes' weights", weights))
+                .transpose()?,
             order: Vec::new(),
             device_order: Growing::default(),
             steps: DeviceVec::new(ctx, "the steps", TABLE_STEPS)?,
@@ -803,8 +811,9 @@ impl Loaded {
             let order = self.device_order.front(self.order.len())?;
             let from = Rows::Step { order, steps: self.steps.view(), cursor: self.cursor.view_mut() };
             self.work.gather(ctx, d, train.x.view(), Some(train.y.view()), from)?;
-            self.work.forward(ctx, d, params, &self.places, Want::Losses)?;
-            self.work.backward(ctx, d, plan, params, &self.places)?;
+            let class_weights = self.class_weights.as_ref().map(DeviceVec::view);
+            self.work.forward(ctx, d, params, &self.places, Want::Losses { class_weights })?;
+            self.work.backward(ctx, d, plan, params, &self.places, class_weights)?;
         }
         if d.rows > 0 && !clips {
             return self.adam_step(ctx, d, Some(plan));
@@ -839,6 +848,7 @@ impl Loaded {
             x: Ids { view: train.x.view(), below: vocab },
             labels: Ids { view: train.y.view(), below: c },
             order: self.device_order.front(self.order.len())?,
+            class_weights: self.class_weights.as_ref().map(DeviceVec::view),
         };
         let to = fused::Gradients {
             dx: self.work.dembedded.front_mut(d.tokens().saturating_mul(e))?,
@@ -1068,7 +1078,10 @@ impl Loaded {
             self.eval_hits.fit(ctx, "an evaluation's hits", all)?;
             let (loss, hits) = (self.eval_loss.front_mut(all)?, self.eval_hits.front_mut(all)?);
             let labels = Ids { view: resident.y.view(), below: config.classes };
-            let to = fused::Results { probs: None, losses: Some(Losses { labels, loss, hits }) };
+            let to = fused::Results {
+                probs: None,
+                losses: Some(Losses { labels, class_weights: None, loss, hits }),
+            };
             let x = Ids { view: resident.x.view(), below: config.vocab };
             let weights = self.places.weights(self.params.view())?;
             fused::forward(ctx, &fused, &config, (all, t), x, weights, to)?;
@@ -1101,7 +1114,8 @@ impl Loaded {
             let Some(resident) = resident else { continue };
             let (x, y) = (resident.x.view(), resident.y.view());
             self.work.gather(ctx, &d, x, Some(y), Rows::From(first))?;
-            self.work.forward(ctx, &d, self.params.view(), &self.places, Want::Losses)?;
+            let want = Want::Losses { class_weights: None };
+            self.work.forward(ctx, &d, self.params.view(), &self.places, want)?;
             let (loss, hits) = (self.work.loss.front(d.rows)?, self.work.hits.front(d.rows)?);
             let sums = self.evaluated.view_mut();
             cross_entropy::metrics(ctx, loss, hits, sums, None, d.rows, batch_size)?;
@@ -1177,6 +1191,7 @@ impl Engine for CudaEngine {
 
     fn load(&mut self, model: &Model, state: &TrainState, adam: AdamConfig, parts: Parts<'_>) -> Result<()> {
         checks::state(model, state)?;
+        checks::class_weights(model, parts.class_weights)?;
         for examples in [parts.train, parts.validation, parts.test].into_iter().flatten() {
             examples.check(model.config.vocab, model.config.classes)?;
         }

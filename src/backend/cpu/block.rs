@@ -7,14 +7,21 @@
 //! | array | layout |
 //! | --- | --- |
 //! | cell weights, their gradient | `[unit vector][E+H+1][gate][lane]`: rows of W, of U, and the bias |
-//! | back weights | panels of up to three of the vectors `[Wᵀ\|Uᵀ]`, each `[unit vector][gate][lane][vector][lane]` |
-//! | `joined` | `[T+1][row][E + units]`: x of a time step and the h that it starts from |
+//! | back weights | panels of up to three of the vectors of `Wᵀ`, then of `Uᵀ`, each `[unit vector][gate][lane][vector][lane]` |
+//! | `x` | `[entry][E]`: the embedding of each distinct token of the block, an *entry* |
+//! | `entries` | `[T][row]`: the entry of each token |
+//! | `projected` | `[unit vector][entry][gate][lane]`: x·W + b on the way forward, sums of gradients on the way back |
+//! | `h` | `[T+1][row][units]`: the h that a time step starts from |
 //! | `gates` | `[T][unit vector][row][gate][lane]`; backward leaves the gradients by pre-activations in it |
 //! | `c` | `[T+1][unit vector][row][lane]`, `tanh_c` without the last step |
 //! | dense weights | `[C][units]`, then the bias `[C]` |
+//!
+//! Words repeat: of 256 tokens of text some 160 are distinct. Products with W are made once for each distinct token of a
+//! block; on the way back the gradients by the pre-activations are summed over a token's occurrences, last time step
+//! first, before they meet W and x.
 
 use super::NEGLIGIBLE;
-use super::activation::{sigmoids, tanhs};
+use super::activation::{activate, tanhs};
 use super::cross_entropy;
 use super::simd::{Kernel, Simd};
 use super::tile::{self, Evenly, GATES, ROWS, with_tile};
@@ -54,7 +61,7 @@ impl Sizes {
         self.e.next_multiple_of(self.lanes)
     }
 
-    /// Distance between rows of `joined`.
+    /// Distance between rows of an inference's `joined`.
     pub(super) fn joined(self) -> usize {
         self.e + self.units()
     }
@@ -89,10 +96,15 @@ impl Sizes {
         if self.lanes == 16 { 3 } else { 2 }
     }
 
-    /// First vector and vectors of each back panel.
+    /// First vector and vectors of each back panel: those of Wᵀ, then those of Uᵀ.
     pub(super) fn back_panels(self) -> impl Iterator<Item = (usize, usize)> {
-        let (n, most) = (self.back_vectors(), self.back_width());
-        (0..n).step_by(most).map(move |first| (first, most.min(n - first)))
+        let inputs = self.inputs() / self.lanes;
+        self.cut_backs(0, inputs).chain(self.cut_backs(inputs, self.unit_vectors()))
+    }
+
+    /// `n` vectors from `first` on, cut evenly into panels.
+    fn cut_backs(self, first: usize, n: usize) -> impl Iterator<Item = (usize, usize)> {
+        Evenly::new(n, self.back_width()).map(move |(at, width)| (first + at, width))
     }
 
     /// Elements of all back panels.
@@ -115,7 +127,12 @@ impl Sizes {
 /// All that a block of rows needs on the way forward and back. Buffers keep their size from batch to batch.
 #[derive(Debug, Default)]
 pub(super) struct Tape {
-    joined: Vec<f32>,
+    x: Vec<f32>,
+    entries: Vec<u32>,
+    /// Distinct tokens.
+    distinct: usize,
+    projected: Vec<f32>,
+    h: Vec<f32>,
     gates: Vec<f32>,
     c: Vec<f32>,
     tanh_c: Vec<f32>,
@@ -144,11 +161,14 @@ pub(super) fn grow(buffer: &mut Vec<f32>, dims: [usize; 3]) -> Result<()> {
 }
 
 impl Tape {
-    /// Makes room for `rows` rows and `t` time steps.
-    pub(super) fn fit(&mut self, d: Sizes, rows: usize, t: usize) -> Result<()> {
+    /// Makes room for `rows` rows and `t` time steps of tokens out of `vocab`.
+    pub(super) fn fit(&mut self, d: Sizes, rows: usize, t: usize, vocab: usize) -> Result<()> {
         let units = d.units();
+        let distinct = rows.saturating_mul(t).min(vocab);
         for (buffer, dims) in [
-            (&mut self.joined, [t + 1, rows, d.joined()]),
+            (&mut self.x, [1, distinct, d.e]),
+            (&mut self.projected, [1, distinct, GATES * units]),
+            (&mut self.h, [t + 1, rows, units]),
             (&mut self.gates, [t, rows, GATES * units]),
             (&mut self.c, [t + 1, rows, units]),
             (&mut self.tanh_c, [t, rows, units]),
@@ -159,14 +179,43 @@ impl Tape {
         ] {
             grow(buffer, dims)?;
         }
+        if self.entries.len() < rows * t {
+            self.entries.resize(rows * t, 0);
+        }
         Ok(())
     }
 
-    /// Puts `x` into row `row` of time step `step`.
-    #[inline(always)]
-    pub(super) fn set_input(&mut self, d: Sizes, rows: usize, step: usize, row: usize, x: &[f32]) {
-        let at = (step * rows + row) * d.joined();
-        self.joined[at..at + d.e].copy_from_slice(x);
+    /// Finds the distinct tokens of `rows` rows of `t` ids, `row(r)` each, and gathers their embeddings. `known [V]` is all
+    /// zero and is left so. Writes the distinct ids, in the order of row and time step, to `ids` and returns their number.
+    pub(super) fn gather<'a>(
+        &mut self,
+        d: Sizes,
+        rows: usize,
+        t: usize,
+        row: impl Fn(usize) -> &'a [u32],
+        embeddings: &[f32],
+        known: &mut [u32],
+        ids: &mut [u32],
+    ) -> usize {
+        let mut distinct = 0;
+        for r in 0..rows {
+            for (step, &id) in row(r)[..t].iter().enumerate() {
+                let entry = &mut known[id as usize];
+                if *entry == 0 {
+                    self.x[distinct * d.e..][..d.e].copy_from_slice(&embeddings[id as usize * d.e..][..d.e]);
+                    ids[distinct] = id;
+                    distinct += 1;
+                    // Below 2³²: a buffer holds as many.
+                    *entry = distinct as u32;
+                }
+                self.entries[step * rows + r] = *entry - 1;
+            }
+        }
+        for &id in &ids[..distinct] {
+            known[id as usize] = 0;
+        }
+        self.distinct = distinct;
+        distinct
     }
 }
 
@@ -189,7 +238,7 @@ pub(super) struct Partial {
     pub dense: Vec<f32>,
 }
 
-/// One block's training step up to its gradients. `tape` holds the inputs.
+/// One block's training step up to its gradients. `tape` holds the inputs, see [`Tape::gather`].
 pub(super) struct TrainBlock<'a> {
     pub weights: Weights<'a>,
     pub tape: &'a mut Tape,
@@ -203,7 +252,7 @@ pub(super) struct TrainBlock<'a> {
     pub loss: &'a mut [f32],
     /// `[rows]`, assigned.
     pub hits: &'a mut [f32],
-    /// `[T][row][inputs]`, assigned.
+    /// `[entry][inputs]`, assigned.
     pub dx: &'a mut [f32],
     pub partial: &'a mut Partial,
     /// Assign `partial` instead of adding to it.
@@ -223,6 +272,9 @@ impl Kernel for TrainBlock<'_> {
         if self.first {
             d_dense.fill(0.0);
         }
+        let n = self.tape.distinct;
+        let x = &self.tape.x[..n * d.e];
+        Project { sizes: d, panels, x, out: &mut self.tape.projected[..n * GATES * d.units()], by_vector: true }.run(s);
         forward(s, d, panels, self.tape, rows, t);
         head(s, d, dense, d_dense, self.tape, rows, t, self.batch, self.labels, self.loss, self.hits);
         backward(s, d, backs, d_panels, self.tape, rows, t, self.dx, self.first, self.biases_only);
@@ -232,28 +284,28 @@ impl Kernel for TrainBlock<'_> {
 /// All time steps from a state of zeros.
 #[inline(always)]
 fn forward<S: Simd>(s: S, d: Sizes, panels: &[f32], tape: &mut Tape, rows: usize, t: usize) {
-    let (units, ld) = (d.units(), d.joined());
+    let units = d.units();
     assert!(d.lanes == S::LANES && panels.len() == d.panels());
-    assert!(tape.joined.len() >= (t + 1) * rows * ld && tape.gates.len() >= t * rows * GATES * units);
+    assert!(tape.h.len() >= (t + 1) * rows * units && tape.gates.len() >= t * rows * GATES * units);
     assert!(tape.c.len() >= (t + 1) * rows * units && tape.tanh_c.len() >= t * rows * units);
     tape.c[..rows * units].fill(0.0);
-    for row in tape.joined[..rows * ld].chunks_exact_mut(ld) {
-        row[d.e..].fill(0.0);
-    }
-    let (joined, gates) = (tape.joined.as_mut_ptr(), tape.gates.as_mut_ptr());
+    tape.h[..rows * units].fill(0.0);
+    let (h, gates) = (tape.h.as_mut_ptr(), tape.gates.as_mut_ptr());
     let (c, tanh_c) = (tape.c.as_mut_ptr(), tape.tanh_c.as_mut_ptr());
     for step in 0..t {
         // The first h is zero.
-        let k = if step == 0 { d.e } else { d.e + d.h };
+        let k = if step == 0 { 0 } else { d.h };
         for vector in 0..d.unit_vectors() {
-            let panel = &panels[vector * d.panel()..][..d.panel()];
+            let u = &panels[vector * d.panel() + d.e * d.gates()..][..d.h * d.gates()];
+            let projected = &tape.projected[vector * tape.distinct * d.gates()..][..tape.distinct * d.gates()];
             for (first, count) in Evenly::new(rows, ROWS) {
                 let at = (step * d.unit_vectors() + vector) * rows + first;
+                let entries = &tape.entries[step * rows + first..][..count];
                 // SAFETY: row `first` + r, r < `count`, of time steps `step` and `step + 1` ≤ t, and of unit vector
                 // `vector`, lies within the lengths that were asserted above.
                 unsafe {
-                    let a = joined.add((step * rows + first) * ld);
-                    let h = joined.add(((step + 1) * rows + first) * ld + d.e + vector * S::LANES);
+                    let a = h.add((step * rows + first) * units);
+                    let h = h.add(((step + 1) * rows + first) * units + vector * S::LANES);
                     let gates = gates.add(at * GATES * S::LANES);
                     let c_prev = c.add(at * S::LANES);
                     let c = c_prev.add(rows * units);
@@ -261,33 +313,31 @@ fn forward<S: Simd>(s: S, d: Sizes, panels: &[f32], tape: &mut Tape, rows: usize
                     with_tile!(S, count, R, N => {
                         let mut pre = [[s.splat(0.0); GATES]; R];
                         for part in (0..GATES).step_by(N) {
-                            let panel = panel.as_ptr().add(part * S::LANES);
-                            let bias = tile::load_row(s, panel.add((d.e + d.h) * d.gates()));
-                            let mut sums: [[S::V; N]; R] = [bias; R];
-                            tile::cell(s, &mut sums, a, ld, panel, GATES * S::LANES, k);
+                            let mut sums = [[s.splat(0.0); N]; R];
+                            for (sums, &entry) in sums.iter_mut().zip(entries) {
+                                let from = &projected[entry as usize * d.gates()..][..d.gates()];
+                                *sums = tile::load_row(s, from.as_ptr().add(part * S::LANES));
+                            }
+                            let u = u.as_ptr().add(part * S::LANES);
+                            tile::cell(s, &mut sums, a, units, u, GATES * S::LANES, k);
                             for r in 0..R {
                                 pre[r][part..part + N].copy_from_slice(&sums[r]);
                             }
                         }
-                        // Two loops: the first's chain of operations is long enough without the tanh of c.
-                        for (r, &pre) in pre.iter().enumerate() {
-                            let i = sigmoids(s, pre[gate::I]);
-                            let f = sigmoids(s, pre[gate::F]);
-                            let g = tanhs(s, pre[gate::G]);
-                            let o = sigmoids(s, pre[gate::O]);
-                            let state = s.mul_add(f, s.load(c_prev.add(r * S::LANES)), s.mul(i, g));
-                            let row = gates.add(r * GATES * S::LANES);
-                            s.store(row.add(gate::I * S::LANES), i);
-                            s.store(row.add(gate::F * S::LANES), f);
-                            s.store(row.add(gate::G * S::LANES), g);
-                            s.store(row.add(gate::O * S::LANES), o);
-                            s.store(c.add(r * S::LANES), state);
+                        activate(s, &mut pre);
+                        let mut states = [s.splat(0.0); R];
+                        for (r, pre) in pre.iter().enumerate() {
+                            let prev = s.load(c_prev.add(r * S::LANES));
+                            states[r] = s.mul_add(pre[gate::F], prev, s.mul(pre[gate::I], pre[gate::G]));
+                            s.store(c.add(r * S::LANES), states[r]);
+                            for (g, &gate) in pre.iter().enumerate() {
+                                s.store(gates.add((r * GATES + g) * S::LANES), gate);
+                            }
                         }
+                        let squashed = tanhs(s, states);
                         for r in 0..R {
-                            let squashed = tanhs(s, s.load(c.add(r * S::LANES)));
-                            let o = s.load(gates.add((r * GATES + gate::O) * S::LANES));
-                            s.store(tanh_c.add(r * S::LANES), squashed);
-                            s.store(h.add(r * ld), s.mul(o, squashed));
+                            s.store(tanh_c.add(r * S::LANES), squashed[r]);
+                            s.store(h.add(r * units), s.mul(pre[r][gate::O], squashed[r]));
                         }
                     });
                 }
@@ -347,7 +397,7 @@ fn head<S: Simd>(
     let weights = &dense[..classes * units];
     let (dw, db) = d_dense.split_at_mut(classes * units);
     for row in 0..rows {
-        let h = &tape.joined[(t * rows + row) * d.joined() + d.e..][..units];
+        let h = &tape.h[(t * rows + row) * units..][..units];
         let line = &mut tape.logits[..classes];
         let probs = &mut tape.probs[..classes];
         logits(s, d, dense, h, line);
@@ -389,6 +439,7 @@ fn backward<S: Simd>(
         }
     }
     tape.dc[..rows * units].fill(0.0);
+    tape.projected[..tape.distinct * GATES * units].fill(0.0);
     let chunk = (RANK_ROWS / rows.max(1)).max(1);
     let mut end = t;
     for step in (0..t).rev() {
@@ -396,16 +447,28 @@ fn backward<S: Simd>(
             let bias = panel.len() - d.gates();
             d_activate(s, d, &mut panel[bias..], vector, tape, rows, step);
         }
-        back_product(s, d, backs, tape, rows, step, &mut dx[step * rows * d.inputs()..][..rows * d.inputs()]);
+        if step > 0 {
+            let gates = &tape.gates[step * rows * GATES * units..][..rows * GATES * units];
+            back_product(s, d, d.inputs() / S::LANES, d.unit_vectors(), backs, gates, rows, &mut tape.dh);
+        }
         if !biases_only && (end - step == chunk || step == 0) {
-            add_rank(s, d, d_panels, tape, rows, step, end, first && end == t);
+            for (vector, panel) in d_panels.chunks_exact_mut(panel).enumerate() {
+                rank_recurrent(s, d, panel, vector, tape, rows, step, end, first && end == t);
+            }
             end = step;
+        }
+    }
+    let sums = &tape.projected[..tape.distinct * GATES * units];
+    back_product(s, d, 0, d.inputs() / S::LANES, backs, sums, tape.distinct, dx);
+    if !biases_only {
+        for (vector, panel) in d_panels.chunks_exact_mut(panel).enumerate() {
+            rank_inputs(s, d, panel, vector, tape, first);
         }
     }
 }
 
 /// One time step of a unit vector from gradients by h and c to those by the pre-activations (in place of the gates) and
-/// by c_prev (in place of `dc`); adds to the bias' gradient.
+/// by c_prev (in place of `dc`); adds to the bias' gradient and to the sums of the tokens.
 #[inline(always)]
 fn d_activate<S: Simd>(
     s: S,
@@ -424,6 +487,8 @@ fn d_activate<S: Simd>(
     let c_prev = &tape.c[at * lanes..][..rows * lanes];
     let tanh_c = &tape.tanh_c[at * lanes..][..rows * lanes];
     let dc = &mut tape.dc[vector * rows * lanes..][..rows * lanes];
+    let sums = &mut tape.projected[vector * tape.distinct * d.gates()..][..tape.distinct * d.gates()];
+    let entries = &tape.entries[step * rows..][..rows];
     let mut db = [s.splat(0.0); GATES];
     for g in 0..GATES {
         db[g] = s.get(&bias[g * lanes..]);
@@ -445,10 +510,13 @@ fn d_activate<S: Simd>(
             s.mul(s.mul(dc_all, i), s.neg_mul_add(g, g, one)),
             s.mul(s.mul(dh, y), s.neg_mul_add(o, o, o)),
         ];
+        let sums = &mut sums[entries[row] as usize * GATES * lanes..][..GATES * lanes];
         for k in 0..GATES {
             let d_pre = s.without_below(d_pre[k], limit);
             db[k] = s.add(db[k], d_pre);
             s.put(&mut gates[k * lanes..], d_pre);
+            let sum = s.add(s.get(&sums[k * lanes..]), d_pre);
+            s.put(&mut sums[k * lanes..], sum);
         }
         s.put(dc, s.without_below(s.mul(dc_all, f), limit));
     }
@@ -457,46 +525,41 @@ fn d_activate<S: Simd>(
     }
 }
 
-/// One time step's gradients by x, into `dx`, and by h_prev, into `tape.dh`; without the latter in the first time step.
+/// The products of rows of gradients by pre-activations, `[unit vector][row][gate][lane]`, with `vectors` vectors from
+/// `begin` on of the back panels: gradients by x, or by h_prev. Assigns `out [row][vectors]`.
 #[inline(always)]
+#[allow(clippy::too_many_arguments)] // the arrays of one equation
 fn back_product<S: Simd>(
     s: S,
     d: Sizes,
+    begin: usize,
+    vectors: usize,
     backs: &[f32],
-    tape: &mut Tape,
+    gates: &[f32],
     rows: usize,
-    step: usize,
-    dx: &mut [f32],
+    out: &mut [f32],
 ) {
-    let (units, inputs) = (d.units(), d.inputs());
+    let (units, ld) = (d.units(), vectors * S::LANES);
     let pieces = d.unit_vectors();
-    assert!(d.lanes == S::LANES && backs.len() == d.backs() && dx.len() == rows * inputs);
-    assert!(tape.dh.len() >= rows * units);
-    let gates = &tape.gates[step * rows * GATES * units..][..rows * GATES * units];
-    let wanted = if step == 0 { inputs / S::LANES } else { d.back_vectors() };
+    assert!(d.lanes == S::LANES && backs.len() == d.backs() && begin + vectors <= d.back_vectors());
+    assert!(gates.len() >= rows * GATES * units && out.len() >= rows * ld);
     let most_rows = if S::WIDE { 8 } else { 4 };
-    for (first_vector, width) in d.back_panels() {
+    for (first_vector, width) in d.cut_backs(begin, vectors) {
         let panel = &backs[first_vector * S::LANES * GATES * units..][..width * S::LANES * GATES * units];
-        let count = width.min(wanted.saturating_sub(first_vector));
         for (first, rows_here) in Evenly::new(rows, most_rows) {
             macro_rules! tile {
                 ($r:literal, $n:literal) => {
-                    // SAFETY: `gates` holds `rows` rows of each of the unit vectors of this time step, `panel` its
-                    // vectors for every gate of every unit, `dx` and `dh` the rows that are written.
+                    // SAFETY: `gates` holds `rows` rows of each of the unit vectors, `panel` its vectors for every gate
+                    // of every unit, `out` the rows and vectors that are written: asserted above.
                     unsafe {
                         let mut sums = [[s.splat(0.0); $n]; $r];
                         let a = gates.as_ptr().add(first * d.gates());
                         let stride = rows * d.gates();
-                        tile::back(s, &mut sums, a, stride, pieces, panel.as_ptr(), width * S::LANES);
-                        for v in 0..$n {
-                            let column = (first_vector + v) * S::LANES;
-                            let (to, ld) = if column < inputs {
-                                (dx.as_mut_ptr().add(column), inputs)
-                            } else {
-                                (tape.dh.as_mut_ptr().add(column - inputs), units)
-                            };
-                            for r in 0..$r {
-                                s.store(to.add((first + r) * ld), sums[r][v]);
+                        tile::back(s, &mut sums, a, stride, pieces, panel.as_ptr(), $n * S::LANES);
+                        let out = out.as_mut_ptr().add(first * ld + (first_vector - begin) * S::LANES);
+                        for r in 0..$r {
+                            for v in 0..$n {
+                                s.store(out.add(r * ld + v * S::LANES), sums[r][v]);
                             }
                         }
                     }
@@ -517,8 +580,7 @@ fn back_product<S: Simd>(
                     }
                 };
             }
-            match count {
-                0 => {}
+            match width {
                 1 => rows!(1),
                 2 => rows!(2),
                 3 if S::WIDE => rows!(3),
@@ -528,28 +590,10 @@ fn back_product<S: Simd>(
     }
 }
 
-/// Adds the part that time steps `begin..end` have in the gradient of W and U.
+/// Adds the part that time steps `begin..end` have in the gradient of U to one unit vector's panel.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)] // the arrays of one equation
-fn add_rank<S: Simd>(
-    s: S,
-    d: Sizes,
-    d_panels: &mut [f32],
-    tape: &Tape,
-    rows: usize,
-    begin: usize,
-    end: usize,
-    assign: bool,
-) {
-    for (vector, panel) in d_panels.chunks_exact_mut(d.panel()).enumerate() {
-        rank_panel(s, d, panel, vector, tape, rows, begin, end, assign);
-    }
-}
-
-/// [`add_rank`] for one unit vector's panel.
-#[inline(always)]
-#[allow(clippy::too_many_arguments)] // the arrays of one equation
-fn rank_panel<S: Simd>(
+fn rank_recurrent<S: Simd>(
     s: S,
     d: Sizes,
     panel: &mut [f32],
@@ -560,12 +604,60 @@ fn rank_panel<S: Simd>(
     end: usize,
     assign: bool,
 ) {
-    let ld = d.joined();
-    assert!(d.lanes == S::LANES && panel.len() == d.panel() && vector < d.unit_vectors());
-    assert!(tape.joined.len() >= end * rows * ld && tape.gates.len() >= end * rows * GATES * d.units());
-    for (first, count) in Evenly::new(d.e + d.h, ROWS) {
+    let (units, vectors) = (d.units(), d.unit_vectors());
+    // The first h is zero.
+    let begin = begin.max(1).min(end);
+    let a = Pieces { from: &tape.h[begin * rows * units..], stride: rows * units };
+    let b = Pieces {
+        from: &tape.gates[(begin * vectors + vector) * rows * d.gates()..end * vectors * rows * d.gates()],
+        stride: vectors * rows * d.gates(),
+    };
+    rank_rows(s, d, &mut panel[d.e * d.gates()..][..d.h * d.gates()], a, units, b, end - begin, rows, assign);
+}
+
+/// Adds the gradient of W to one unit vector's panel.
+#[inline(always)]
+fn rank_inputs<S: Simd>(s: S, d: Sizes, panel: &mut [f32], vector: usize, tape: &Tape, assign: bool) {
+    let panel = &mut panel[..d.e * d.gates()];
+    for begin in (0..tape.distinct).step_by(RANK_ROWS) {
+        let rows = RANK_ROWS.min(tape.distinct - begin);
+        let a = Pieces { from: &tape.x[begin * d.e..], stride: 0 };
+        let b = Pieces { from: &tape.projected[(vector * tape.distinct + begin) * d.gates()..], stride: 0 };
+        rank_rows(s, d, panel, a, d.e, b, 1, rows, assign && begin == 0);
+    }
+}
+
+/// Pieces of an array: where the first begins, and how far apart they are.
+#[derive(Clone, Copy)]
+struct Pieces<'a> {
+    from: &'a [f32],
+    stride: usize,
+}
+
+/// Adds (or assigns) aᵀ·b to rows of a panel: of each of `pieces` pieces `rows` rows, those of `a` being `lda` apart, those
+/// of `b` `[gate][lane]`.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)] // the arrays of one equation
+fn rank_rows<S: Simd>(
+    s: S,
+    d: Sizes,
+    panel: &mut [f32],
+    a: Pieces<'_>,
+    lda: usize,
+    b: Pieces<'_>,
+    pieces: usize,
+    rows: usize,
+    assign: bool,
+) {
+    let columns = panel.len() / d.gates();
+    assert!(d.lanes == S::LANES && panel.len() == columns * d.gates() && columns <= lda);
+    if pieces > 0 {
+        assert!(a.from.len() >= (pieces - 1) * a.stride + rows * lda);
+        assert!(b.from.len() >= (pieces - 1) * b.stride + rows * d.gates());
+    }
+    for (first, count) in Evenly::new(columns, ROWS) {
         with_tile!(S, count, R, N => {
-            // SAFETY: columns `first..first + R` are below E+H, the rows those of time steps below `end`: within the
+            // SAFETY: columns `first..first + R` are below `columns` ≤ `lda`, the rows those of the pieces: within the
             // lengths asserted above.
             unsafe {
                 for part in (0..GATES).step_by(N) {
@@ -576,10 +668,10 @@ fn rank_panel<S: Simd>(
                             *sums = tile::load_row(s, out.add(r * d.gates()));
                         }
                     }
-                    for step in begin..end {
-                        let a = tape.joined.as_ptr().add(step * rows * ld + first);
-                        let b = (step * d.unit_vectors() + vector) * rows * d.gates() + part * S::LANES;
-                        tile::rank(s, &mut sums, a, ld, tape.gates.as_ptr().add(b), rows);
+                    for piece in 0..pieces {
+                        let a = a.from.as_ptr().add(piece * a.stride + first);
+                        let b = b.from.as_ptr().add(piece * b.stride + part * S::LANES);
+                        tile::rank(s, &mut sums, a, lda, b, rows);
                     }
                     for (r, sums) in sums.iter().enumerate() {
                         for (v, &sum) in sums.iter().enumerate() {
@@ -618,12 +710,13 @@ impl Kernel for RankPanel<'_> {
         }
         let mut assign = true;
         for &(tape, _, rows) in self.blocks {
+            rank_inputs(s, d, self.panel, self.vector, tape, assign);
             let chunk = (2 * RANK_ROWS / rows.max(1)).max(1);
             for begin in (0..self.t).step_by(chunk) {
                 let end = self.t.min(begin + chunk);
-                rank_panel(s, d, self.panel, self.vector, tape, rows, begin, end, assign);
-                assign = false;
+                rank_recurrent(s, d, self.panel, self.vector, tape, rows, begin, end, assign && begin == 0);
             }
+            assign = false;
         }
     }
 }
@@ -636,6 +729,8 @@ pub(super) struct Project<'a> {
     pub x: &'a [f32],
     /// `[rows][unit vector][gate][lane]`, assigned.
     pub out: &'a mut [f32],
+    /// `[unit vector][rows][gate][lane]` instead.
+    pub by_vector: bool,
 }
 
 impl Kernel for Project<'_> {
@@ -645,8 +740,10 @@ impl Kernel for Project<'_> {
     fn run<S: Simd>(self, s: S) {
         let d = self.sizes;
         let rows = self.x.len() / d.e;
-        let width = d.unit_vectors() * d.gates();
-        assert!(d.lanes == S::LANES && self.panels.len() == d.panels() && self.out.len() == rows * width);
+        let all = d.unit_vectors() * d.gates();
+        assert!(d.lanes == S::LANES && self.panels.len() == d.panels() && self.out.len() == rows * all);
+        // Between unit vectors, and between rows.
+        let (apart, width) = if self.by_vector { (rows * d.gates(), d.gates()) } else { (d.gates(), all) };
         for (vector, panel) in self.panels.chunks_exact(d.panel()).enumerate() {
             for (first, count) in Evenly::new(rows, ROWS) {
                 with_tile!(S, count, R, N => {
@@ -659,7 +756,7 @@ impl Kernel for Project<'_> {
                             let x = self.x.as_ptr().add(first * d.e);
                             tile::cell(s, &mut sums, x, d.e, panel, GATES * S::LANES, d.e);
                             for (r, sums) in sums.iter().enumerate() {
-                                let out = self.out.as_mut_ptr().add((first + r) * width + vector * d.gates());
+                                let out = self.out.as_mut_ptr().add((first + r) * width + vector * apart);
                                 for (v, &sum) in sums.iter().enumerate() {
                                     s.store(out.add((part + v) * S::LANES), sum);
                                 }
@@ -826,18 +923,16 @@ fn walk<S: Simd>(
                                 pre[r][part..part + N].copy_from_slice(&sums[r]);
                             }
                         }
-                        for (r, pre) in pre.iter_mut().enumerate() {
-                            let i = sigmoids(s, pre[gate::I]);
-                            let f = sigmoids(s, pre[gate::F]);
-                            let g = tanhs(s, pre[gate::G]);
-                            let o = sigmoids(s, pre[gate::O]);
+                        activate(s, &mut pre);
+                        let mut states = [s.splat(0.0); R];
+                        for (r, pre) in pre.iter().enumerate() {
                             let c = c.add(r * S::LANES);
-                            let state = s.mul_add(f, s.load(c), s.mul(i, g));
-                            s.store(c, state);
-                            (pre[0], pre[1]) = (o, state);
+                            states[r] = s.mul_add(pre[gate::F], s.load(c), s.mul(pre[gate::I], pre[gate::G]));
+                            s.store(c, states[r]);
                         }
-                        for (r, &[o, state, ..]) in pre.iter().enumerate() {
-                            s.store(h.add(r * ld), s.mul(o, tanhs(s, state)));
+                        let squashed = tanhs(s, states);
+                        for r in 0..R {
+                            s.store(h.add(r * ld), s.mul(pre[r][gate::O], squashed[r]));
                         }
                     }
                 });

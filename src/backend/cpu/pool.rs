@@ -165,18 +165,35 @@ impl Pool {
     /// same for the same number of tasks, so that what a task leaves in a cache is found there the next time; who has
     /// finished its own helps the others.
     pub(super) fn each<T: Send>(&self, tasks: &mut [T], f: impl Fn(&mut T) + Sync) {
+        self.each_with(tasks, &mut vec![(); self.threads()], |task, ()| f(task));
+    }
+
+    /// The same with scratch of its own for each thread.
+    ///
+    /// # Panics
+    /// If there is less scratch than threads.
+    pub(super) fn each_with<T: Send, S: Send>(
+        &self,
+        tasks: &mut [T],
+        scratch: &mut [S],
+        f: impl Fn(&mut T, &mut S) + Sync,
+    ) {
+        assert!(scratch.len() >= self.threads());
         if self.workers.is_empty() || tasks.len() < 2 {
-            tasks.iter_mut().for_each(f);
+            tasks.iter_mut().for_each(|task| f(task, &mut scratch[0]));
             return;
         }
         let one_at_a_time = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
         let (first, count, threads) = (Shareable(tasks.as_mut_ptr()), tasks.len(), self.threads());
+        let scratch = Shareable(scratch.as_mut_ptr());
         let start = |thread: usize| count * thread / threads;
         for (thread, next) in self.next.iter().enumerate() {
             next.0.store(start(thread), Ordering::Relaxed);
         }
         self.run(&|thread| {
-            let first = &first;
+            let (first, scratch) = (&first, &scratch);
+            // SAFETY: there is scratch for every thread, and `run` gives each its own number.
+            let scratch = unsafe { &mut *scratch.0.add(thread) };
             for turn in 0..threads {
                 let owner = (thread + turn) % threads;
                 loop {
@@ -187,7 +204,7 @@ impl Pool {
                     // SAFETY: `index` lies in its owner's run of the slice, the runs do not overlap, and the owner's
                     // counter gives each index out once; the slice is borrowed until `run` returns, when every
                     // thread is done.
-                    f(unsafe { &mut *first.0.add(index) });
+                    f(unsafe { &mut *first.0.add(index) }, scratch);
                 }
             }
         });
@@ -200,10 +217,10 @@ impl Pool {
 #[repr(align(128))]
 struct Counter(AtomicUsize);
 
-/// A pointer to tasks of which each is given to one thread.
+/// A pointer to things of which each is given to one thread.
 struct Shareable<T>(*mut T);
 
-// SAFETY: the pointer is only used as `Pool::each` says; the tasks themselves are `Send`.
+// SAFETY: the pointer is only used as `Pool::each_with` says; the things themselves are `Send`.
 unsafe impl<T: Send> Sync for Shareable<T> {}
 
 impl Drop for Pool {

@@ -609,7 +609,8 @@ fn rank_recurrent<S: Simd>(
     let begin = begin.max(1).min(end);
     let a = Pieces { from: &tape.h[begin * rows * units..], stride: rows * units };
     let b = Pieces {
-        from: &tape.gates[(begin * vectors + vector) * rows * d.gates()..end * vectors * rows * d.gates()],
+        // Beyond the end where no time step is left.
+        from: tape.gates.get((begin * vectors + vector) * rows * d.gates()..).unwrap_or_default(),
         stride: vectors * rows * d.gates(),
     };
     rank_rows(s, d, &mut panel[d.e * d.gates()..][..d.h * d.gates()], a, units, b, end - begin, rows, assign);

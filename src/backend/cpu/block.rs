@@ -274,7 +274,14 @@ impl Kernel for TrainBlock<'_> {
         }
         let n = self.tape.distinct;
         let x = &self.tape.x[..n * d.e];
-        Project { sizes: d, panels, x, out: &mut self.tape.projected[..n * GATES * d.units()], by_vector: true }.run(s);
+        Project {
+            sizes: d,
+            panels,
+            x,
+            out: &mut self.tape.projected[..n * GATES * d.units()],
+            by_vector: true,
+        }
+        .run(s);
         forward(s, d, panels, self.tape, rows, t);
         head(s, d, dense, d_dense, self.tape, rows, t, self.batch, self.labels, self.loss, self.hits);
         backward(s, d, backs, d_panels, self.tape, rows, t, self.dx, self.first, self.biases_only);
@@ -297,7 +304,8 @@ fn forward<S: Simd>(s: S, d: Sizes, panels: &[f32], tape: &mut Tape, rows: usize
         let k = if step == 0 { 0 } else { d.h };
         for vector in 0..d.unit_vectors() {
             let u = &panels[vector * d.panel() + d.e * d.gates()..][..d.h * d.gates()];
-            let projected = &tape.projected[vector * tape.distinct * d.gates()..][..tape.distinct * d.gates()];
+            let projected =
+                &tape.projected[vector * tape.distinct * d.gates()..][..tape.distinct * d.gates()];
             for (first, count) in Evenly::new(rows, ROWS) {
                 let at = (step * d.unit_vectors() + vector) * rows + first;
                 let entries = &tape.entries[step * rows + first..][..count];

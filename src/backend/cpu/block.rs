@@ -185,13 +185,12 @@ impl Tape {
         Ok(())
     }
 
-    /// Finds the distinct tokens of `rows` rows of `t` ids, `row(r)` each, and gathers their embeddings. `known [V]` is all
+    /// Finds the distinct tokens of `rows` rows of ids, `row(r)` each, and gathers their embeddings. `known [V]` is all
     /// zero and is left so. Writes the distinct ids, in the order of row and time step, to `ids` and returns their number.
     pub(super) fn gather<'a>(
         &mut self,
         d: Sizes,
         rows: usize,
-        t: usize,
         row: impl Fn(usize) -> &'a [u32],
         embeddings: &[f32],
         known: &mut [u32],
@@ -199,7 +198,7 @@ impl Tape {
     ) -> usize {
         let mut distinct = 0;
         for r in 0..rows {
-            for (step, &id) in row(r)[..t].iter().enumerate() {
+            for (step, &id) in row(r).iter().enumerate() {
                 let entry = &mut known[id as usize];
                 if *entry == 0 {
                     self.x[distinct * d.e..][..d.e].copy_from_slice(&embeddings[id as usize * d.e..][..d.e]);

@@ -627,7 +627,7 @@ impl Loaded {
                 let (ids, dx) =
                     (super::take(&mut ids, count * t), super::take(&mut dx, count * t * d.inputs()));
                 let row = |r| row(first + r);
-                let entries = tape.gather(d, count, t, row, embeddings, &mut scratch.known, ids);
+                let entries = tape.gather(d, count, row, embeddings, &mut scratch.known, ids);
                 task.entries[index] = entries;
                 isa.run(TrainBlock {
                     weights,

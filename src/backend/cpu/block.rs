@@ -8,17 +8,18 @@
 //! | --- | --- |
 //! | cell weights, their gradient | `[unit vector][E+H+1][gate][lane]`: rows of W, of U, and the bias |
 //! | back weights | panels of up to three of the vectors of `Wᵀ`, then of `Uᵀ`, each `[unit vector][gate][lane][vector][lane]` |
-//! | `x` | `[entry][E]`: the embedding of each distinct token of the block, an *entry* |
-//! | `entries` | `[T][row]`: the entry of each token |
-//! | `projected` | `[unit vector][entry][gate][lane]`: x·W + b on the way forward, sums of gradients on the way back |
-//! | `h` | `[T+1][row][units]`: the h that a time step starts from |
+//! | `x` | `[entry][E]`, rows [apart]: the embedding of each distinct token of a piece, an *entry* |
+//! | `entries` | `[T][row]`: the entry of each token, counted from its piece's first |
+//! | `projected` | `[unit vector][entry][gate][lane]` of a piece: x·W + b on the way forward, sums of gradients on the way back |
+//! | `h` | `[T+1][row][units]`, rows [apart]: the h that a time step starts from |
 //! | `gates` | `[T][unit vector][row][gate][lane]`; backward leaves the gradients by pre-activations in it |
 //! | `c` | `[T+1][unit vector][row][lane]`, `tanh_c` without the last step |
 //! | dense weights | `[C][units]`, then the bias `[C]` |
 //!
-//! Words repeat: of 256 tokens of text some 160 are distinct. Products with W are made once for each distinct token of a
-//! block; on the way back the gradients by the pre-activations are summed over a token's occurrences, last time step
-//! first, before they meet W and x.
+//! Words repeat: of 256 tokens of text some 160 are distinct. A *piece* is a run of time steps, as many as have few enough
+//! distinct tokens for the second cache, or for the third where that saves enough products. Products with W are made once for each distinct token of a piece; on the way back
+//! the gradients by the pre-activations are summed over a token's occurrences, last time step first, before they meet W
+//! and x.
 
 use super::NEGLIGIBLE;
 use super::activation::{activate, tanhs};
@@ -31,6 +32,19 @@ use crate::error::{Error, Result};
 /// Rows (batch rows × time steps) whose part of the weights' gradient is added in one go: a unit vector's pre-activation
 /// gradients of so many rows stay in the first cache.
 const RANK_ROWS: usize = 64;
+/// Elements of `projected` that a piece may have, where one time step has no more: half of a second cache of 1 MiB.
+const PIECE: usize = 1 << 17;
+/// The same where longer pieces make enough fewer entries: in the third cache.
+const LARGE_PIECE: usize = 1 << 20;
+/// Rows of W for each token that longer pieces must save: with fewer, the way to the third cache costs more.
+const WORTH: usize = 16;
+
+/// Distance between rows of `n` elements that a product reads a few columns at a time: a power of two's multiple would
+/// leave them a few sets of the first cache.
+fn apart(n: usize) -> usize {
+    // 512 bytes apart, rows share 8 of 64 sets.
+    if n.is_multiple_of(128) { n + 16 } else { n }
+}
 
 /// The sizes that every layout above is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +78,11 @@ impl Sizes {
     /// Distance between rows of an inference's `joined`.
     pub(super) fn joined(self) -> usize {
         self.e + self.units()
+    }
+
+    /// Most entries of a piece of `rows` rows that has so many elements.
+    fn piece(self, rows: usize, elements: usize) -> usize {
+        (elements / (GATES * self.units())).max(rows)
     }
 
     /// Elements of a row of all gates of a unit vector.
@@ -124,13 +143,23 @@ impl Sizes {
     }
 }
 
+/// Consecutive time steps, and the entries of their distinct tokens.
+#[derive(Clone, Copy, Debug)]
+struct TimePiece {
+    begin: usize,
+    end: usize,
+    /// Its entries' first.
+    first: usize,
+    /// Its entries.
+    distinct: usize,
+}
+
 /// All that a block of rows needs on the way forward and back. Buffers keep their size from batch to batch.
 #[derive(Debug, Default)]
 pub(super) struct Tape {
     x: Vec<f32>,
     entries: Vec<u32>,
-    /// Distinct tokens.
-    distinct: usize,
+    pieces: Vec<TimePiece>,
     projected: Vec<f32>,
     h: Vec<f32>,
     gates: Vec<f32>,
@@ -161,14 +190,15 @@ pub(super) fn grow(buffer: &mut Vec<f32>, dims: [usize; 3]) -> Result<()> {
 }
 
 impl Tape {
-    /// Makes room for `rows` rows and `t` time steps of tokens out of `vocab`.
-    pub(super) fn fit(&mut self, d: Sizes, rows: usize, t: usize, vocab: usize) -> Result<()> {
+    /// Makes room for `rows` rows and `t` time steps; where `keep`, for the sums of all pieces.
+    pub(super) fn fit(&mut self, d: Sizes, rows: usize, t: usize, keep: bool) -> Result<()> {
         let units = d.units();
-        let distinct = rows.saturating_mul(t).min(vocab);
+        let tokens = rows.saturating_mul(t);
+        let projected = if keep { tokens } else { tokens.min(d.piece(rows, LARGE_PIECE)) };
         for (buffer, dims) in [
-            (&mut self.x, [1, distinct, d.e]),
-            (&mut self.projected, [1, distinct, GATES * units]),
-            (&mut self.h, [t + 1, rows, units]),
+            (&mut self.x, [t, rows, apart(d.e)]),
+            (&mut self.projected, [1, projected, GATES * units]),
+            (&mut self.h, [t + 1, rows, apart(units)]),
             (&mut self.gates, [t, rows, GATES * units]),
             (&mut self.c, [t + 1, rows, units]),
             (&mut self.tanh_c, [t, rows, units]),
@@ -179,42 +209,83 @@ impl Tape {
         ] {
             grow(buffer, dims)?;
         }
-        if self.entries.len() < rows * t {
-            self.entries.resize(rows * t, 0);
+        if self.entries.len() < tokens {
+            self.entries.resize(tokens, 0);
         }
         Ok(())
     }
 
-    /// Finds the distinct tokens of `rows` rows of ids, `row(r)` each, and gathers their embeddings. `known [V]` is all
-    /// zero and is left so. Writes the distinct ids, in the order of row and time step, to `ids` and returns their number.
+    /// Cuts the time steps of `rows` rows of `t` ids, `row(r)` each, into pieces, finds the distinct tokens of each piece,
+    /// and gathers their embeddings. `known [V]` is all zero and is left so. Writes the entries' ids, piece by piece in the
+    /// order of time step and row, to `ids` and returns their number.
+    #[allow(clippy::too_many_arguments)] // what is read, and where to
     pub(super) fn gather<'a>(
         &mut self,
         d: Sizes,
         rows: usize,
+        t: usize,
         row: impl Fn(usize) -> &'a [u32],
         embeddings: &[f32],
         known: &mut [u32],
         ids: &mut [u32],
     ) -> usize {
-        let mut distinct = 0;
-        for r in 0..rows {
-            for (step, &id) in row(r).iter().enumerate() {
+        let most = |elements| d.piece(rows, elements);
+        let mut n = self.cut(rows, t, &row, most(PIECE), known, ids);
+        if self.pieces.len() > 1 {
+            let fewer = self.cut(rows, t, &row, most(LARGE_PIECE), known, ids);
+            if n.saturating_sub(fewer) * d.e >= WORTH * rows * t {
+                n = fewer;
+            } else {
+                self.cut(rows, t, &row, most(PIECE), known, ids);
+            }
+        }
+        for (x, &id) in self.x.chunks_exact_mut(apart(d.e)).zip(&ids[..n]) {
+            x[..d.e].copy_from_slice(&embeddings[id as usize * d.e..][..d.e]);
+        }
+        n
+    }
+
+    /// [`Tape::gather`] without the embeddings, into pieces of at most `most` entries.
+    fn cut<'a>(
+        &mut self,
+        rows: usize,
+        t: usize,
+        row: &impl Fn(usize) -> &'a [u32],
+        most: usize,
+        known: &mut [u32],
+        ids: &mut [u32],
+    ) -> usize {
+        self.pieces.clear();
+        let (mut begin, mut first, mut distinct) = (0, 0, 0);
+        for step in 0..t {
+            for r in 0..rows {
+                let id = row(r)[step];
                 let entry = &mut known[id as usize];
                 if *entry == 0 {
-                    self.x[distinct * d.e..][..d.e].copy_from_slice(&embeddings[id as usize * d.e..][..d.e]);
-                    ids[distinct] = id;
+                    ids[first + distinct] = id;
                     distinct += 1;
                     // Below 2³²: a buffer holds as many.
                     *entry = distinct as u32;
                 }
                 self.entries[step * rows + r] = *entry - 1;
             }
+            if distinct + rows > most || step + 1 == t {
+                for &id in &ids[first..first + distinct] {
+                    known[id as usize] = 0;
+                }
+                self.pieces.push(TimePiece { begin, end: step + 1, first, distinct });
+                (begin, first, distinct) = (step + 1, first + distinct, 0);
+            }
         }
-        for &id in &ids[..distinct] {
-            known[id as usize] = 0;
-        }
-        self.distinct = distinct;
-        distinct
+        first
+    }
+
+    /// Where the sums of a piece stand in `projected`: after those of the pieces before it where `keep`, else all in one
+    /// place.
+    fn sums(&self, d: Sizes, piece: TimePiece, keep: bool) -> std::ops::Range<usize> {
+        let width = GATES * d.units();
+        let first = if keep { piece.first * width } else { 0 };
+        first..first + piece.distinct * width
     }
 }
 
@@ -271,48 +342,62 @@ impl Kernel for TrainBlock<'_> {
         if self.first {
             d_dense.fill(0.0);
         }
-        let n = self.tape.distinct;
-        let x = &self.tape.x[..n * d.e];
-        Project {
-            sizes: d,
-            panels,
-            x,
-            out: &mut self.tape.projected[..n * GATES * d.units()],
-            by_vector: true,
-        }
-        .run(s);
         forward(s, d, panels, self.tape, rows, t);
         head(s, d, dense, d_dense, self.tape, rows, t, self.batch, self.labels, self.loss, self.hits);
         backward(s, d, backs, d_panels, self.tape, rows, t, self.dx, self.first, self.biases_only);
     }
 }
 
-/// All time steps from a state of zeros.
+/// All time steps from a state of zeros, piece by piece.
 #[inline(always)]
 fn forward<S: Simd>(s: S, d: Sizes, panels: &[f32], tape: &mut Tape, rows: usize, t: usize) {
     let units = d.units();
-    assert!(d.lanes == S::LANES && panels.len() == d.panels());
-    assert!(tape.h.len() >= (t + 1) * rows * units && tape.gates.len() >= t * rows * GATES * units);
-    assert!(tape.c.len() >= (t + 1) * rows * units && tape.tanh_c.len() >= t * rows * units);
     tape.c[..rows * units].fill(0.0);
-    tape.h[..rows * units].fill(0.0);
+    tape.h[..rows * apart(units)].fill(0.0);
+    for index in 0..tape.pieces.len() {
+        let TimePiece { first, distinct, .. } = tape.pieces[index];
+        let ld = apart(d.e);
+        let x = &tape.x[first * ld..][..distinct * ld];
+        let out = &mut tape.projected[..distinct * GATES * units];
+        Project { sizes: d, panels, x, ld, out, by_vector: true }.run(s);
+        forward_piece(s, d, panels, tape, rows, t, tape.pieces[index]);
+    }
+}
+
+/// The time steps of one piece, of which `projected` holds what they start from.
+#[inline(always)]
+fn forward_piece<S: Simd>(
+    s: S,
+    d: Sizes,
+    panels: &[f32],
+    tape: &mut Tape,
+    rows: usize,
+    t: usize,
+    piece: TimePiece,
+) {
+    let units = d.units();
+    assert!(d.lanes == S::LANES && panels.len() == d.panels());
+    let ld = apart(units);
+    assert!(tape.h.len() >= (t + 1) * rows * ld && tape.gates.len() >= t * rows * GATES * units);
+    assert!(tape.c.len() >= (t + 1) * rows * units && tape.tanh_c.len() >= t * rows * units);
+    assert!(piece.end <= t);
+    let projected = &tape.projected[..piece.distinct * GATES * units];
     let (h, gates) = (tape.h.as_mut_ptr(), tape.gates.as_mut_ptr());
     let (c, tanh_c) = (tape.c.as_mut_ptr(), tape.tanh_c.as_mut_ptr());
-    for step in 0..t {
+    for step in piece.begin..piece.end {
         // The first h is zero.
         let k = if step == 0 { 0 } else { d.h };
         for vector in 0..d.unit_vectors() {
             let u = &panels[vector * d.panel() + d.e * d.gates()..][..d.h * d.gates()];
-            let projected =
-                &tape.projected[vector * tape.distinct * d.gates()..][..tape.distinct * d.gates()];
+            let projected = &projected[vector * piece.distinct * d.gates()..][..piece.distinct * d.gates()];
             for (first, count) in Evenly::new(rows, ROWS) {
                 let at = (step * d.unit_vectors() + vector) * rows + first;
                 let entries = &tape.entries[step * rows + first..][..count];
                 // SAFETY: row `first` + r, r < `count`, of time steps `step` and `step + 1` ≤ t, and of unit vector
                 // `vector`, lies within the lengths that were asserted above.
                 unsafe {
-                    let a = h.add((step * rows + first) * units);
-                    let h = h.add(((step + 1) * rows + first) * units + vector * S::LANES);
+                    let a = h.add((step * rows + first) * ld);
+                    let h = h.add(((step + 1) * rows + first) * ld + vector * S::LANES);
                     let gates = gates.add(at * GATES * S::LANES);
                     let c_prev = c.add(at * S::LANES);
                     let c = c_prev.add(rows * units);
@@ -326,7 +411,7 @@ fn forward<S: Simd>(s: S, d: Sizes, panels: &[f32], tape: &mut Tape, rows: usize
                                 *sums = tile::load_row(s, from.as_ptr().add(part * S::LANES));
                             }
                             let u = u.as_ptr().add(part * S::LANES);
-                            tile::cell(s, &mut sums, a, units, u, GATES * S::LANES, k);
+                            tile::cell(s, &mut sums, a, ld, u, GATES * S::LANES, k);
                             for r in 0..R {
                                 pre[r][part..part + N].copy_from_slice(&sums[r]);
                             }
@@ -344,7 +429,7 @@ fn forward<S: Simd>(s: S, d: Sizes, panels: &[f32], tape: &mut Tape, rows: usize
                         let squashed = tanhs(s, states);
                         for r in 0..R {
                             s.store(tanh_c.add(r * S::LANES), squashed[r]);
-                            s.store(h.add(r * units), s.mul(pre[r][gate::O], squashed[r]));
+                            s.store(h.add(r * ld), s.mul(pre[r][gate::O], squashed[r]));
                         }
                     });
                 }
@@ -404,7 +489,7 @@ fn head<S: Simd>(
     let weights = &dense[..classes * units];
     let (dw, db) = d_dense.split_at_mut(classes * units);
     for row in 0..rows {
-        let h = &tape.h[(t * rows + row) * units..][..units];
+        let h = &tape.h[(t * rows + row) * apart(units)..][..units];
         let line = &mut tape.logits[..classes];
         let probs = &mut tape.probs[..classes];
         logits(s, d, dense, h, line);
@@ -446,13 +531,21 @@ fn backward<S: Simd>(
         }
     }
     tape.dc[..rows * units].fill(0.0);
-    tape.projected[..tape.distinct * GATES * units].fill(0.0);
     let chunk = (RANK_ROWS / rows.max(1)).max(1);
     let mut end = t;
+    let mut pieces = tape.pieces.len();
     for step in (0..t).rev() {
+        // Pieces are read backwards, the last first, and cover all time steps.
+        if pieces > 0 && tape.pieces[pieces - 1].end == step + 1 {
+            pieces -= 1;
+            let sums = tape.sums(d, tape.pieces[pieces], biases_only);
+            tape.projected[sums].fill(0.0);
+        }
+        let piece = tape.pieces[pieces];
+        let sums = tape.sums(d, piece, biases_only);
         for (vector, panel) in d_panels.chunks_exact_mut(panel).enumerate() {
             let bias = panel.len() - d.gates();
-            d_activate(s, d, &mut panel[bias..], vector, tape, rows, step);
+            d_activate(s, d, &mut panel[bias..], vector, tape, rows, step, piece.distinct, sums.start);
         }
         if step > 0 {
             let gates = &tape.gates[step * rows * GATES * units..][..rows * GATES * units];
@@ -464,19 +557,24 @@ fn backward<S: Simd>(
             }
             end = step;
         }
-    }
-    let sums = &tape.projected[..tape.distinct * GATES * units];
-    back_product(s, d, 0, d.inputs() / S::LANES, backs, sums, tape.distinct, dx);
-    if !biases_only {
-        for (vector, panel) in d_panels.chunks_exact_mut(panel).enumerate() {
-            rank_inputs(s, d, panel, vector, tape, first);
+        if step == piece.begin {
+            let dx = &mut dx[piece.first * d.inputs()..][..piece.distinct * d.inputs()];
+            let sums = &tape.projected[sums];
+            back_product(s, d, 0, d.inputs() / S::LANES, backs, sums, piece.distinct, dx);
+            if !biases_only {
+                for (vector, panel) in d_panels.chunks_exact_mut(panel).enumerate() {
+                    rank_inputs(s, d, panel, vector, tape, piece, sums, first && piece.end == t);
+                }
+            }
         }
     }
 }
 
 /// One time step of a unit vector from gradients by h and c to those by the pre-activations (in place of the gates) and
-/// by c_prev (in place of `dc`); adds to the bias' gradient and to the sums of the tokens.
+/// by c_prev (in place of `dc`); adds to the bias' gradient and to the sums of the piece's `distinct` tokens, which begin
+/// at `projected[sums]`.
 #[inline(always)]
+#[allow(clippy::too_many_arguments)] // the arrays of one equation
 fn d_activate<S: Simd>(
     s: S,
     d: Sizes,
@@ -485,6 +583,8 @@ fn d_activate<S: Simd>(
     tape: &mut Tape,
     rows: usize,
     step: usize,
+    distinct: usize,
+    sums: usize,
 ) {
     let (lanes, units) = (S::LANES, d.units());
     let one = s.splat(1.0);
@@ -494,7 +594,7 @@ fn d_activate<S: Simd>(
     let c_prev = &tape.c[at * lanes..][..rows * lanes];
     let tanh_c = &tape.tanh_c[at * lanes..][..rows * lanes];
     let dc = &mut tape.dc[vector * rows * lanes..][..rows * lanes];
-    let sums = &mut tape.projected[vector * tape.distinct * d.gates()..][..tape.distinct * d.gates()];
+    let sums = &mut tape.projected[sums + vector * distinct * d.gates()..][..distinct * d.gates()];
     let entries = &tape.entries[step * rows..][..rows];
     let mut db = [s.splat(0.0); GATES];
     for g in 0..GATES {
@@ -611,27 +711,37 @@ fn rank_recurrent<S: Simd>(
     end: usize,
     assign: bool,
 ) {
-    let (units, vectors) = (d.units(), d.unit_vectors());
+    let (ld, vectors) = (apart(d.units()), d.unit_vectors());
     // The first h is zero.
     let begin = begin.max(1).min(end);
-    let a = Pieces { from: &tape.h[begin * rows * units..], stride: rows * units };
+    let a = Pieces { from: &tape.h[begin * rows * ld..], stride: rows * ld };
     let b = Pieces {
         // Beyond the end where no time step is left.
         from: tape.gates.get((begin * vectors + vector) * rows * d.gates()..).unwrap_or_default(),
         stride: vectors * rows * d.gates(),
     };
-    rank_rows(s, d, &mut panel[d.e * d.gates()..][..d.h * d.gates()], a, units, b, end - begin, rows, assign);
+    rank_rows(s, d, &mut panel[d.e * d.gates()..][..d.h * d.gates()], a, ld, b, end - begin, rows, assign);
 }
 
-/// Adds the gradient of W to one unit vector's panel.
+/// Adds (or assigns) the part that a piece has in the gradient of W to one unit vector's panel, from the piece's `sums`.
 #[inline(always)]
-fn rank_inputs<S: Simd>(s: S, d: Sizes, panel: &mut [f32], vector: usize, tape: &Tape, assign: bool) {
+#[allow(clippy::too_many_arguments)] // the arrays of one equation
+fn rank_inputs<S: Simd>(
+    s: S,
+    d: Sizes,
+    panel: &mut [f32],
+    vector: usize,
+    tape: &Tape,
+    piece: TimePiece,
+    sums: &[f32],
+    assign: bool,
+) {
     let panel = &mut panel[..d.e * d.gates()];
-    for begin in (0..tape.distinct).step_by(RANK_ROWS) {
-        let rows = RANK_ROWS.min(tape.distinct - begin);
-        let a = Pieces { from: &tape.x[begin * d.e..], stride: 0 };
-        let b = Pieces { from: &tape.projected[(vector * tape.distinct + begin) * d.gates()..], stride: 0 };
-        rank_rows(s, d, panel, a, d.e, b, 1, rows, assign && begin == 0);
+    for begin in (0..piece.distinct).step_by(RANK_ROWS) {
+        let rows = RANK_ROWS.min(piece.distinct - begin);
+        let a = Pieces { from: &tape.x[(piece.first + begin) * apart(d.e)..], stride: 0 };
+        let b = Pieces { from: &sums[(vector * piece.distinct + begin) * d.gates()..], stride: 0 };
+        rank_rows(s, d, panel, a, apart(d.e), b, 1, rows, assign && begin == 0);
     }
 }
 
@@ -718,7 +828,10 @@ impl Kernel for RankPanel<'_> {
         }
         let mut assign = true;
         for &(tape, _, rows) in self.blocks {
-            rank_inputs(s, d, self.panel, self.vector, tape, assign);
+            for (index, &piece) in tape.pieces.iter().enumerate() {
+                let sums = &tape.projected[tape.sums(d, piece, true)];
+                rank_inputs(s, d, self.panel, self.vector, tape, piece, sums, assign && index == 0);
+            }
             let chunk = (2 * RANK_ROWS / rows.max(1)).max(1);
             for begin in (0..self.t).step_by(chunk) {
                 let end = self.t.min(begin + chunk);
@@ -733,8 +846,9 @@ impl Kernel for RankPanel<'_> {
 pub(super) struct Project<'a> {
     pub sizes: Sizes,
     pub panels: &'a [f32],
-    /// `[rows][E]`
+    /// `[rows][E]`, rows `ld` elements apart.
     pub x: &'a [f32],
+    pub ld: usize,
     /// `[rows][unit vector][gate][lane]`, assigned.
     pub out: &'a mut [f32],
     /// `[unit vector][rows][gate][lane]` instead.
@@ -747,9 +861,10 @@ impl Kernel for Project<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let d = self.sizes;
-        let rows = self.x.len() / d.e;
+        let (rows, ld) = (self.x.len() / self.ld, self.ld);
         let all = d.unit_vectors() * d.gates();
         assert!(d.lanes == S::LANES && self.panels.len() == d.panels() && self.out.len() == rows * all);
+        assert!(ld >= d.e);
         // Between unit vectors, and between rows.
         let (apart, width) = if self.by_vector { (rows * d.gates(), d.gates()) } else { (d.gates(), all) };
         for (vector, panel) in self.panels.chunks_exact(d.panel()).enumerate() {
@@ -761,8 +876,8 @@ impl Kernel for Project<'_> {
                             let panel = panel.as_ptr().add(part * S::LANES);
                             let bias = tile::load_row(s, panel.add((d.e + d.h) * d.gates()));
                             let mut sums: [[S::V; N]; R] = [bias; R];
-                            let x = self.x.as_ptr().add(first * d.e);
-                            tile::cell(s, &mut sums, x, d.e, panel, GATES * S::LANES, d.e);
+                            let x = self.x.as_ptr().add(first * ld);
+                            tile::cell(s, &mut sums, x, ld, panel, GATES * S::LANES, d.e);
                             for (r, sums) in sums.iter().enumerate() {
                                 let out = self.out.as_mut_ptr().add((first + r) * width + vector * apart);
                                 for (v, &sum) in sums.iter().enumerate() {
@@ -946,5 +1061,48 @@ fn walk<S: Simd>(
                 });
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Gathers two rows of T tokens and checks all that the products rely on; the pieces that came of it.
+    fn gathered(e: usize, t: usize, vocab: usize, id: impl Fn(usize) -> usize) -> usize {
+        let d = Sizes { lanes: 16, e, h: 512, classes: 2 };
+        let ids: Vec<u32> = (0..2 * t).map(|at| id(at) as u32).collect();
+        let row = |r: usize| &ids[r * t..][..t];
+        let embeddings: Vec<f32> = (0..vocab * e).map(|x| x as f32).collect();
+        let (mut known, mut found) = (vec![0; vocab], vec![0; 2 * t]);
+        let mut tape = Tape::default();
+        tape.fit(d, 2, t, false).unwrap();
+        let n = tape.gather(d, 2, t, row, &embeddings, &mut known, &mut found);
+        assert!(known.iter().all(|&entry| entry == 0));
+        let (mut begin, mut entries) = (0, 0);
+        for piece in &tape.pieces {
+            assert_eq!((piece.begin, piece.first), (begin, entries));
+            assert!(tape.projected.len() >= piece.distinct * GATES * d.units());
+            (begin, entries) = (piece.end, piece.first + piece.distinct);
+            for (step, r) in (piece.begin..piece.end).flat_map(|step| [(step, 0), (step, 1)]) {
+                let entry = tape.entries[2 * step + r] as usize;
+                assert!(entry < piece.distinct);
+                let (id, x) = (row(r)[step], &tape.x[(piece.first + entry) * apart(e)..][..e]);
+                assert_eq!(found[piece.first + entry], id);
+                assert_eq!(x, &embeddings[id as usize * e..][..e]);
+            }
+        }
+        assert_eq!((begin, entries), (t, n));
+        tape.pieces.len()
+    }
+
+    #[test]
+    fn pieces_are_long_only_where_tokens_repeat_and_inputs_are_wide() {
+        // 64 entries fit a piece of the second cache, 512 one of the third.
+        assert_eq!(gathered(3, 32, 64, |at| at), 1);
+        assert_eq!(gathered(128, 100, 200, |at| at), 4, "nothing repeats");
+        assert_eq!(gathered(128, 100, 200, |at| at % 90), 1, "half repeats");
+        assert!(gathered(3, 100, 200, |at| at % 90) > 1, "narrow inputs");
+        assert_eq!(gathered(128, 1000, 2000, |at| at), 32, "nothing repeats");
     }
 }

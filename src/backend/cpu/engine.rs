@@ -584,14 +584,14 @@ impl Loaded {
         for scratch in &mut self.scratch {
             scratch.known.resize(vocab, 0);
             if !plan.shared {
-                scratch.tape.fit(d, most, t, vocab)?;
+                scratch.tape.fit(d, most, t, false)?;
             }
         }
         if plan.shared {
             grow(&mut self.shared, [1, 1, d.panels()])?;
             self.tapes.resize_with(self.tapes.len().max(plan.runs.len()), Tape::default);
             for tape in &mut self.tapes[..plan.runs.len()] {
-                tape.fit(d, most, t, vocab)?;
+                tape.fit(d, most, t, true)?;
             }
         }
         self.labels.clear();
@@ -627,7 +627,7 @@ impl Loaded {
                 let (ids, dx) =
                     (super::take(&mut ids, count * t), super::take(&mut dx, count * t * d.inputs()));
                 let row = |r| row(first + r);
-                let entries = tape.gather(d, count, row, embeddings, &mut scratch.known, ids);
+                let entries = tape.gather(d, count, t, row, embeddings, &mut scratch.known, ids);
                 task.entries[index] = entries;
                 isa.run(TrainBlock {
                     weights,
@@ -742,7 +742,9 @@ impl Loaded {
         let (panels, isa) = (&self.cell.p, cpu.isa());
         let mut tasks: Vec<_> =
             self.embeddings.p.chunks(rows * d.e).zip(self.table.chunks_mut(rows * width)).collect();
-        cpu.pool.each(&mut tasks, |(x, out)| isa.run(Project { sizes: d, panels, x, out, by_vector: false }));
+        cpu.pool.each(&mut tasks, |(x, out)| {
+            isa.run(Project { sizes: d, panels, x, ld: d.e, out, by_vector: false })
+        });
         self.table_is_valid = true;
     }
 

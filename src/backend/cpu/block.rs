@@ -17,9 +17,9 @@
 //! | dense weights | `[C][units]`, then the bias `[C]` |
 //!
 //! Words repeat: of 256 tokens of text some 160 are distinct. A *piece* is a run of time steps, as many as have few enough
-//! distinct tokens for the second cache, or for the third where that saves enough products. Products with W are made once for each distinct token of a piece; on the way back
-//! the gradients by the pre-activations are summed over a token's occurrences, last time step first, before they meet W
-//! and x.
+//! distinct tokens for the second cache, or for the third where that saves enough products. Products with W are made once
+//! for each distinct token of a piece; on the way back the gradients by the pre-activations are summed over a token's
+//! occurrences, last time step first, before they meet W and x.
 
 use super::NEGLIGIBLE;
 use super::activation::{activate, tanhs};

@@ -9,7 +9,8 @@
 //!
 //! Memory grows with the bytes that really came out of the archive, never with a number that stands in it.
 
-use super::{Sequences, pickle};
+use super::Sequences;
+use super::pickle::{self, RowSink};
 use crate::error::{Error, Result};
 use crate::files;
 use std::fs::File;
@@ -31,25 +32,25 @@ const MAX_HEADER: u64 = 64 << 10;
 /// NumPy 1's limit on dimensions.
 const MAX_DIMS: usize = 32;
 
-/// The values of an array, in C order whatever order the file has.
+/// The values of an array, in C order whatever order the file has; `R` is what pickled rows are collected in.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Values {
+pub enum Values<R = Sequences<i64>> {
     /// Integers of any width and bools (0 and 1).
     Int(Vec<i64>),
     /// Floats of 4 or 8 bytes.
     Float(Vec<f64>),
     /// Pickled rows of integers.
-    Rows(Sequences<i64>),
+    Rows(R),
 }
 
 /// An array of an archive.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Array {
+pub struct Array<R = Sequences<i64>> {
     /// Dimensions; none for a scalar. Their product is the number of values (of rows, for [`Values::Rows`], where
     /// the shape is `[rows]`).
     pub shape: Vec<usize>,
     /// Values.
-    pub values: Values,
+    pub values: Values<R>,
 }
 
 struct Member {
@@ -118,6 +119,22 @@ impl<R: Read + Seek> NpzArchive<R> {
 
     /// Reads one array.
     pub fn read(&mut self, name: &str) -> Result<Array> {
+        self.read_rows(name, Sequences::new())
+    }
+
+    /// The same, with pickled rows collected in `rows`.
+    pub fn read_rows<S: RowSink>(&mut self, name: &str, rows: S) -> Result<Array<S>> {
+        self.member(name)?.read(rows)
+    }
+
+    /// True if the array is one of objects, as far as its header can be read.
+    pub fn holds_objects(&mut self, name: &str) -> bool {
+        let header = self.member(name).and_then(|mut member| member.header());
+        header.is_ok_and(|header| header.element == Element::Object)
+    }
+
+    /// A member from its first byte on.
+    fn member<'a>(&'a mut self, name: &'a str) -> Result<NpyReader<'a, impl Read>> {
         let Some(index) = self.members.iter().find(|member| member.name == name).map(|member| member.index)
         else {
             let known: Vec<&str> = self.names().take(20).collect();
@@ -133,7 +150,7 @@ impl<R: Read + Seek> NpzArchive<R> {
         let member = self.zip.by_index(index).map_err(|error| broken(path, member_place(name), error))?;
         // One byte more than declared is asked for, so that the end of the member, with its checksum, is reached.
         let stream = BufReader::with_capacity(64 << 10, member.take(declared.saturating_add(1)));
-        NpyReader { path, name, stream, declared, at: 0 }.read()
+        Ok(NpyReader { path, name, stream, declared, at: 0 })
     }
 
     /// The member's uncompressed size, as the central directory has it, once it is known to be plausible.
@@ -349,11 +366,11 @@ impl<S: Read> NpyReader<'_, S> {
         Ok(())
     }
 
-    fn read(mut self) -> Result<Array> {
+    fn read<R: RowSink>(mut self, rows: R) -> Result<Array<R>> {
         let header = self.header()?;
         let left = self.declared.saturating_sub(self.at);
         if header.element == Element::Object {
-            return self.objects(&header.shape, left);
+            return self.objects(&header.shape, left, rows);
         }
         match header.data_bytes() {
             Some(needed) if needed == left => {}
@@ -468,7 +485,7 @@ impl<S: Read> NpyReader<'_, S> {
         Ok(values)
     }
 
-    fn objects(&mut self, shape: &[usize], left: u64) -> Result<Array> {
+    fn objects<R: RowSink>(&mut self, shape: &[usize], left: u64, mut rows: R) -> Result<Array<R>> {
         let mut bytes = Vec::new();
         self.stream.by_ref().take(left).read_to_end(&mut bytes).map_err(|error| self.unreadable(error))?;
         let first = self.at;
@@ -478,11 +495,11 @@ impl<S: Read> NpyReader<'_, S> {
         }
         // The checksum comes before the pickle: of a damaged file one wants to hear that it is damaged.
         self.end()?;
-        let rows = pickle::read(&bytes, shape).map_err(|fault| match fault.byte {
+        let n = pickle::read_rows(&bytes, shape, &mut rows).map_err(|fault| match fault.byte {
             Some(byte) => self.error_at(first + byte as u64, fault.message),
             None => Error::format(self.path, member_place(self.name), fault.message),
         })?;
-        Ok(Array { shape: vec![rows.len()], values: Values::Rows(rows) })
+        Ok(Array { shape: vec![n], values: Values::Rows(rows) })
     }
 
     /// The member must end here; its checksum is compared when its end is reached.

@@ -52,8 +52,7 @@ pub trait RowSink {
 
 impl RowSink for Sequences<i64> {
     fn reserve(&mut self, rows: usize, integers: usize) {
-        self.ends.reserve_exact(rows);
-        self.values.reserve_exact(integers);
+        self.reserve_exact(rows, integers);
     }
 
     fn row(&mut self, row: &[i64]) {

@@ -645,10 +645,9 @@ impl Observer for Watcher<'_> {
             eval_seconds: Some(seconds.eval_seconds),
         });
         // Saved before it is said: an epoch that was printed is never lost.
-        checkpoint.save(&self.run.last())?;
-        if best {
-            checkpoint.save(&self.run.best())?;
-        }
+        let (last, best_model) = (self.run.last(), self.run.best());
+        let paths: [&Path; 2] = [&last, &best_model];
+        checkpoint.save_all(if best { &paths } else { &paths[..1] })?;
         self.write_report(checkpoint, None)?;
         if let Some(events) = &mut self.events {
             let rate = Some(examples as f64 / seconds.train_seconds).filter(|rate| rate.is_finite());

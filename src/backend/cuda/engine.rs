@@ -202,7 +202,7 @@ impl Places {
     }
 
     /// An arena with these values.
-    fn from_host(&self, ctx: &Context, what: &str, values: &[f32]) -> Result<DeviceVec<f32>> {
+    fn upload_new(&self, ctx: &Context, what: &str, values: &[f32]) -> Result<DeviceVec<f32>> {
         let mut arena = DeviceVec::new(ctx, what, self.len)?;
         clear(ctx, what, arena.view_mut())?;
         self.upload(ctx, what, arena.view_mut(), values)?;
@@ -734,10 +734,10 @@ impl Loaded {
             path,
             buckets: Buckets::new(model.config.vocab, model.config.embed),
             adam,
-            params: places.from_host(ctx, "the parameters", &state.params)?,
+            params: places.upload_new(ctx, "the parameters", &state.params)?,
             grads: Growing::default(),
-            m: places.from_host(ctx, "Adam's first moment", &state.m)?,
-            v: places.from_host(ctx, "Adam's second moment", &state.v)?,
+            m: places.upload_new(ctx, "Adam's first moment", &state.m)?,
+            v: places.upload_new(ctx, "Adam's second moment", &state.v)?,
             places,
             t: state.t,
             train: resident(parts.train)?,

@@ -148,17 +148,12 @@ impl Checkpoint {
 
     /// Writes the file whole or not at all.
     pub fn save(&self, path: &Path) -> Result<()> {
-        self.save_all(&[path])
+        let bytes = self.to_bytes().map_err(|message| Error::format(path, "", message))?;
+        files::write_bytes(path, &bytes)
     }
 
-    /// The same under several names, one after the other.
-    pub fn save_all(&self, paths: &[&Path]) -> Result<()> {
-        let Some(first) = paths.first() else { return Ok(()) };
-        let bytes = self.to_bytes().map_err(|message| Error::format(first, "", message))?;
-        paths.iter().try_for_each(|path| files::write_bytes(path, &bytes))
-    }
-
-    fn to_bytes(&self) -> std::result::Result<Vec<u8>, String> {
+    /// The file's bytes, or what keeps this from being one.
+    pub fn to_bytes(&self) -> std::result::Result<Vec<u8>, String> {
         let header = Header {
             format: FORMAT,
             config: self.model.config,

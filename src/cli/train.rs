@@ -20,6 +20,7 @@ use recurve::{Error, Result, files};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Arguments of `recurve train`. Defaults that come from the library are shown by clap from it.
@@ -281,9 +282,12 @@ pub fn run(args: &TrainArgs, given: &Given) -> Result<()> {
         examples: 0,
         events,
         progress: Progress::new(),
+        saving: None,
+        saved: Ok(()),
     };
     let outcome = train(engine.as_mut(), &mut checkpoint, &dataset, &mut watcher);
     watcher.progress.clear();
+    watcher.settle()?;
     let outcome = outcome.map_err(|error| match error {
         Error::Diverged { epoch, batch, loss, .. } => {
             let last = watcher.run.last();
@@ -292,7 +296,7 @@ pub fn run(args: &TrainArgs, given: &Given) -> Result<()> {
         other => other,
     })?;
     watcher.load_seconds += outcome.load_seconds;
-    watcher.write_report(&checkpoint, Some(outcome.ending))?;
+    watcher.report(&checkpoint, Some(outcome.ending))?.write()?;
     if outcome.ending == Ending::Interrupted {
         return Err(Error::Interrupted { saved: Some(watcher.run.last()) });
     }
@@ -536,6 +540,25 @@ fn earlier_epochs(report: &Path, checkpoint: &Checkpoint) -> Vec<ReportEpoch> {
         .collect()
 }
 
+/// Bytes and the files that they are to be.
+struct Write {
+    bytes: Vec<u8>,
+    paths: Vec<PathBuf>,
+}
+
+impl Write {
+    fn write(self) -> Result<()> {
+        self.paths.iter().try_for_each(|path| files::write_bytes(path, &self.bytes))
+    }
+}
+
+/// An epoch whose files are being written: the disk is waited for while the next one trains.
+struct Saving {
+    writer: JoinHandle<Result<()>>,
+    /// What is said when they are.
+    line: String,
+}
+
 /// Prints, saves, reports, and heeds Ctrl-C.
 struct Watcher<'a> {
     epochs_total: u32,
@@ -557,10 +580,26 @@ struct Watcher<'a> {
     /// TensorBoard's file.
     events: Option<Writer>,
     progress: Progress,
+    saving: Option<Saving>,
+    /// What came of those that nobody has asked for.
+    saved: Result<()>,
 }
 
 impl Watcher<'_> {
-    fn write_report(&self, checkpoint: &Checkpoint, ending: Option<Ending>) -> Result<()> {
+    /// Waits for the last epoch's files, and says the epoch: one that was printed is never lost.
+    fn settle(&mut self) -> Result<()> {
+        std::mem::replace(&mut self.saved, Ok(()))?;
+        let Some(Saving { writer, line }) = self.saving.take() else { return Ok(()) };
+        match writer.join() {
+            Ok(written) => written?,
+            Err(_) => return Err(Error::Failed("the thread that saves models panicked".into())),
+        }
+        self.progress.clear();
+        say(line)
+    }
+
+    /// What `report.json` and `--report` are to hold.
+    fn report(&self, checkpoint: &Checkpoint, ending: Option<Ending>) -> Result<Write> {
         let rows = |examples: &Option<data::Examples>| examples.as_ref().map_or(0, data::Examples::rows);
         let report = Report {
             recurve: env!("CARGO_PKG_VERSION"),
@@ -587,10 +626,8 @@ impl Watcher<'_> {
         };
         let json = serde_json::to_vec_pretty(&report)
             .map_err(|error| Error::Failed(format!("the report cannot be written as JSON: {error}")))?;
-        for path in [Some(self.run.report()), self.args.report.clone()].into_iter().flatten() {
-            files::write_bytes(&path, &json)?;
-        }
-        Ok(())
+        let paths = [Some(self.run.report()), self.args.report.clone()].into_iter().flatten().collect();
+        Ok(Write { bytes: json, paths })
     }
 
     fn summary(&self, checkpoint: &Checkpoint, ending: Ending) -> Result<()> {
@@ -629,11 +666,15 @@ impl Watcher<'_> {
 
 impl Observer for Watcher<'_> {
     fn batches(&mut self, epoch: u32, metrics: &Metrics, of: u64, elapsed: Duration) {
+        if self.saving.as_ref().is_some_and(|saving| saving.writer.is_finished()) {
+            self.saved = self.settle();
+        }
         self.progress.batches(epoch, self.epochs_total, metrics, of, elapsed, self.resumed.batches);
     }
 
     fn epoch(&mut self, checkpoint: &Checkpoint, seconds: EpochSeconds, best: bool) -> Result<()> {
         self.progress.clear();
+        self.settle()?;
         let earlier = std::mem::take(&mut self.resumed).examples;
         let examples = (self.dataset.train.rows() as u64).saturating_sub(earlier);
         self.examples += examples;
@@ -644,20 +685,28 @@ impl Observer for Watcher<'_> {
             train_seconds: Some(seconds.train_seconds),
             eval_seconds: Some(seconds.eval_seconds),
         });
-        // Saved before it is said: an epoch that was printed is never lost.
-        let (last, best_model) = (self.run.last(), self.run.best());
-        let paths: [&Path; 2] = [&last, &best_model];
-        checkpoint.save_all(if best { &paths } else { &paths[..1] })?;
-        self.write_report(checkpoint, None)?;
         if let Some(events) = &mut self.events {
             let rate = Some(examples as f64 / seconds.train_seconds).filter(|rate| rate.is_finite());
             events.scalars(metrics.epoch, &scalars(metrics, rate))?;
         }
-        say(epoch_line(metrics))
+        let last = self.run.last();
+        let bytes = checkpoint.to_bytes().map_err(|message| Error::format(&last, "", message))?;
+        let mut paths = vec![last];
+        if best {
+            paths.push(self.run.best());
+        }
+        let (model, report) = (Write { bytes, paths }, self.report(checkpoint, None)?);
+        let write = move || model.write().and_then(|()| report.write());
+        let writer = std::thread::Builder::new().name("recurve-save".into()).spawn(write);
+        let writer =
+            writer.map_err(|error| Error::Failed(format!("cannot start a thread that saves: {error}")))?;
+        self.saving = Some(Saving { writer, line: epoch_line(metrics) });
+        Ok(())
     }
 
     fn interrupted(&mut self, checkpoint: &Checkpoint) -> Result<()> {
         self.progress.clear();
+        self.settle()?;
         checkpoint.save(&self.run.last())
     }
 

@@ -151,7 +151,7 @@ fn auto_takes_the_device_and_says_which_image_ran() {
     let place = Driven::new(Some(&[("RECURVE_CUDA_IMAGE", "newest")]));
     let (code, _, error) = place.train("cuda");
     assert_eq!(code, Some(2), "{error}");
-    assert!(error.contains("expected best, built or committed"), "{error}");
+    assert!(error.contains("found \"newest\", expected best, built or committed"), "{error}");
 }
 
 #[test]
@@ -259,6 +259,43 @@ fn a_launch_that_fails_midway_leaves_the_checkpoint_and_a_resume_has_the_same_bi
     ok(&place, &[], &["train", "--resume", last, "--device", "cuda", "--save", "resumed.safetensors"]);
     let bytes = |name: &str| fs::read(place.path(name)).unwrap();
     assert!(bytes("whole.safetensors") == bytes("resumed.safetensors"), "a resumed run has other bits");
+}
+
+#[test]
+fn a_variable_keeps_training_and_evaluation_off_the_fused_path() {
+    let place = Place::new();
+    place.write("mine.csv", &toy_csv(120));
+    let args = with(&["train", "mine.csv", "--epochs", "2", "--device", "cuda"], &SMALL);
+    let mut models = Vec::new();
+    for (path, counters, model) in
+        [("best", "best.jsonl", "best.safetensors"), ("unfused", "unfused.jsonl", "unfused.safetensors")]
+    {
+        let settings = [("RECURVE_CUDA_PATH", path), ("SOFTCUDA_COUNTERS", counters)];
+        ok(&place, &settings, &with(&args, &["--save", model]));
+        let counted = fs::read_to_string(place.path(counters)).unwrap();
+        let launches = |kernel: &str| -> u64 {
+            let lines = counted.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+            let of = |line: serde_json::Value| {
+                let kernels = line["counters"]["kernels"].as_object().unwrap().clone();
+                let named = kernels.iter().filter(|(name, _)| name.starts_with(kernel));
+                named.map(|(_, counts)| counts["launches"].as_u64().unwrap()).sum::<u64>()
+            };
+            lines.map(of).max().unwrap()
+        };
+        let (fused, unfused) =
+            (launches("fused_step").min(launches("fused_forward")), launches("lstm_sequence_backward"));
+        println!("RECURVE_CUDA_PATH={path}: {fused} launches of the fused kernels, {unfused} of the others");
+        assert_eq!((fused > 0, unfused > 0), (path == "best", path == "unfused"), "{counted}");
+        assert_eq!(launches("fused") > 0, path == "best", "{counted}");
+        models.push(fs::read(place.path(model)).unwrap());
+    }
+    assert!(models[0] == models[1], "the paths' models have other bytes");
+
+    let output = run(&place, &[("RECURVE_CUDA_PATH", "fast")], &args);
+    let error = text(&output.stderr);
+    println!("{error}");
+    assert_eq!(output.status.code(), Some(2), "{error}");
+    assert!(error.contains("RECURVE_CUDA_PATH: found \"fast\", expected best or unfused"), "{error}");
 }
 
 #[test]

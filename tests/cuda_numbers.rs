@@ -9,7 +9,9 @@ mod device;
 
 use device::engines;
 use recurve::backend::cuda::{Activation, CudaEngine, PathChoice};
-use recurve::backend::{AdamConfig, Device, Engine, Ops, Part, Parts, StepState, TrainState};
+use recurve::backend::host::HostEngine;
+use recurve::backend::reference::Reference;
+use recurve::backend::{AdamConfig, Device, DeviceInfo, Engine, Ops, Part, Parts, StepState, TrainState};
 use recurve::data::{self, DataOptions, Examples, Source};
 use recurve::metrics::Metrics;
 use recurve::model::{Model, ModelConfig};
@@ -38,13 +40,44 @@ fn steps(rows: u32, batch: u32, t: u64, lr: f32) -> Vec<StepState> {
         .collect()
 }
 
+/// Steps of so many rows, one after the other through `all` rows, from the first again where too few are left. The first is
+/// number `t + 1`.
+fn steps_of(sizes: impl IntoIterator<Item = u32>, all: u32, t: u64, lr: f32) -> Vec<StepState> {
+    let mut start = 0;
+    let step = |(number, rows)| {
+        if start + rows > all {
+            start = 0;
+        }
+        start += rows;
+        StepState::new(number, lr, start - rows, rows)
+    };
+    (t + 1..).zip(sizes).map(step).collect()
+}
+
+/// The oracle in f64.
+fn oracle() -> HostEngine<f64, Reference<f64>> {
+    let info =
+        DeviceInfo { device: "reference".into(), name: String::new(), executed: "f64".into(), threads: 1 };
+    HostEngine::new(Reference::<f64>::new(), info)
+}
+
 /// An engine with a fresh model and `examples` in every part, in their own order.
 fn load(engine: &mut dyn Engine, model: &Model, examples: &Examples) {
-    let parts =
-        Parts { train: Some(examples), validation: Some(examples), test: Some(examples), ..Parts::default() };
+    load_weighted(engine, model, examples, None);
+}
+
+/// [`load`] with class weights.
+fn load_weighted(engine: &mut dyn Engine, model: &Model, examples: &Examples, class_weights: Option<&[f32]>) {
+    let all = Some(examples);
+    let parts = Parts { train: all, validation: all, test: all, class_weights };
     engine.load(model, &TrainState::new(model.init(5)), AdamConfig::default(), parts).unwrap();
     let order: Vec<u32> = (0..u32::try_from(examples.rows()).unwrap()).collect();
     engine.set_order(&order, Metrics::default()).unwrap();
+}
+
+/// The engine's device with an operation a kernel.
+fn unfused(engine: CudaEngine) -> CudaEngine {
+    CudaEngine::with_path(engine.into_cuda(), PathChoice::Unfused)
 }
 
 /// The largest difference of two arrays.
@@ -73,6 +106,7 @@ fn training_steps_agree_with_the_oracle_on_every_path() {
         (5, 7, "one launch, all weights summed in it"),
         (19, 33, "padded to 64, 32 inputs"),
         (33, 31, "input weights by a product"),
+        (70, 6, "two tiles of the table's columns"),
         (3, 65, "padded to 96, weights by products"),
         (4, 99, "padded to 128, half of U streamed"),
         (5, 130, "cell by cell"),
@@ -167,6 +201,167 @@ fn the_fused_path_has_the_bits_of_the_unfused_one() {
     }
 }
 
+/// Widths that no load by fours and no warp fits, sequences of one time step, batches of one row on, and of different
+/// sizes within a graph; where there are class weights, rows that count more than others.
+#[test]
+fn the_fused_path_follows_the_oracle_at_odd_shapes() {
+    // 21 steps of at most 0.002 each, by gradients that are off by less than 1e-4 of themselves.
+    const TOLERANCE: f32 = 4e-6;
+    const CLASS_WEIGHTS: [f32; 5] = [0.5, 2.0, 1.25, 0.75, 3.0];
+    // T, V, E, H, C, weighted, rows of the batches
+    for (t, vocab, embed, hidden, classes, weighted, sizes) in [
+        (1, 3, 1, 2, 2, false, &[1][..]),
+        (1, 40, 7, 3, 37, true, &[3, 1, 2]),
+        (2, 9, 15, 1, 3, false, &[2, 1, 5, 3]),
+        (4, 30, 13, 17, 3, true, &[3, 1, 7, 4]),
+        (5, 30, 17, 29, 2, false, &[1]),
+        (3, 60, 30, 31, 6, true, &[5, 5, 1, 2]),
+        (6, 20, 33, 5, 2, true, &[2, 1, 3, 4]),
+        (3, 20, 50, 27, 4, false, &[1, 3, 2, 5]),
+        (2, 30, 63, 32, 2, true, &[3, 2, 1, 4]),
+        (5, 20, 1, 33, 2, true, &[1, 2, 3, 4]),
+        (3, 30, 16, 47, 7, false, &[3, 1, 4, 2]),
+        (1, 30, 21, 62, 2, true, &[2, 1, 3, 5]),
+        (4, 20, 31, 63, 3, false, &[1]),
+    ] {
+        let (model, examples) =
+            (model(vocab, embed, hidden, classes), examples(11, t, vocab as u32, classes as u32));
+        let weights: Option<Vec<f32>> =
+            weighted.then(|| CLASS_WEIGHTS.into_iter().cycle().take(classes).collect());
+        let steps = steps_of(sizes.iter().copied().cycle().take(21), 11, 0, 0.002);
+        let train = |engine: &mut dyn Engine| {
+            load_weighted(engine, &model, &examples, weights.as_deref());
+            engine.train(&steps).unwrap();
+            let metrics = (engine.poll(true).unwrap(), engine.evaluate(Part::Test, 4).unwrap());
+            (metrics, engine.predict(&examples.x, 11).unwrap(), engine.read_state().unwrap())
+        };
+        let (truth, true_predictions, true_state) = train(&mut oracle());
+        for mut engine in engines() {
+            let (metrics, predictions, state) = train(&mut engine);
+            let worst = apart(&state.params, &true_state.params);
+            println!(
+                "T {t}, V {vocab}, E {embed}, H {hidden}, C {classes}, batches of {sizes:?}: parameters within {worst:.1e} on {}",
+                engine.cuda().name()
+            );
+            // Graphs of 16, 4 and 1 steps, whatever their rows: it was the fused path.
+            assert_eq!(engine.graphs_recorded(), 3, "E {embed}, H {hidden}");
+            assert!(worst <= TOLERANCE, "E {embed}, H {hidden}: {worst}");
+            for (found, truth) in [(metrics.0, truth.0), (metrics.1, truth.1)] {
+                assert_eq!((found.batches, found.examples), (truth.batches, truth.examples));
+                assert!(
+                    (found.loss() - truth.loss()).abs() < 2e-6,
+                    "E {embed}, H {hidden}: {found:?} {truth:?}"
+                );
+                // Probabilities of a model that has hardly learnt lie close together: a tie may break either way.
+                assert!(
+                    found.correct.abs_diff(truth.correct) <= 1,
+                    "E {embed}, H {hidden}: {found:?} {truth:?}"
+                );
+            }
+            let worst = apart(&predictions, &true_predictions);
+            assert!(worst < 2e-6, "E {embed}, H {hidden}: predictions off by {worst}");
+        }
+    }
+}
+
+/// The fused path has a place for each row's sums, and no more than 512: larger batches take a kernel an operation, and so
+/// do all that follow them.
+#[test]
+fn batches_of_more_rows_than_the_fused_path_has_places_for() {
+    // Eight steps of at most 0.002 each, by sums over up to 1025 rows that are off by less than 1e-4 of themselves.
+    const TOLERANCE: f32 = 1e-6;
+    let (model, examples) = (model(30, 5, 7, 3), examples(1026, 2, 30, 3));
+    // The batches of each call of `train`, and how many graphs have been recorded after it.
+    let limit = (&[512, 512, 1, 0][..], 1); // one graph of four steps
+    let beyond = (&[513, 513, 40][..], 3); // and one for each size
+    let after = (&[40][..], 3);
+    let at_once = (&[1025][..], 1);
+    for calls in [&[limit, beyond, after][..], &[at_once]] {
+        let mut t = 0;
+        let mut numbered = Vec::new();
+        for &(sizes, graphs) in calls {
+            numbered.push((steps_of(sizes.iter().copied(), 1026, t, 0.002), graphs));
+            t += sizes.len() as u64;
+        }
+        let mut oracle = oracle();
+        load(&mut oracle, &model, &examples);
+        numbered.iter().for_each(|(steps, _)| oracle.train(steps).unwrap());
+        let (truth, true_state) = (oracle.poll(true).unwrap(), oracle.read_state().unwrap());
+        for mut engine in engines() {
+            load(&mut engine, &model, &examples);
+            for (steps, graphs) in &numbered {
+                engine.train(steps).unwrap();
+                assert_eq!(engine.graphs_recorded(), *graphs, "{calls:?}");
+            }
+            let (found, state) = (engine.poll(true).unwrap(), engine.read_state().unwrap());
+            let worst = apart(&state.params, &true_state.params);
+            println!("batches of {calls:?}: parameters within {worst:.1e} on {}", engine.cuda().name());
+            assert!(worst <= TOLERANCE, "{worst}");
+            assert!((found.loss_sum - truth.loss_sum).abs() < 1e-5, "{found:?} {truth:?}");
+            assert_eq!((found.batches, found.examples), (truth.batches, truth.examples));
+            assert!(found.correct.abs_diff(truth.correct) <= 2, "{found:?} {truth:?}");
+        }
+    }
+}
+
+/// Into which calls and graphs steps are cut changes no bit: more of them than a graph holds and than the device's table
+/// does, batches of all sizes and of none, one that clips between two graphs; as one call, step by step, and unfused.
+#[test]
+fn the_fused_path_has_the_same_bits_however_steps_are_cut() {
+    // The parameters have gone 0.1 and more, by gradients that are off by less than 1e-4 of themselves, to either side.
+    const TOLERANCE: f32 = 5e-6;
+    let weights = [0.5, 2.0, 1.25];
+    // Rows, T, V, E, H, C, the steps and their batches.
+    for (rows, t, [vocab, embed, hidden, classes], count, sizes) in
+        [(13, 3, [20, 6, 9, 3], 150, &[5, 1, 3, 0, 4, 2][..]), (3, 1, [3, 1, 1, 2], 1030, &[1])]
+    {
+        let (model, examples) =
+            (model(vocab, embed, hidden, classes), examples(rows, t, vocab as u32, classes as u32));
+        let mut all = steps_of(sizes.iter().copied().cycle().take(count), rows as u32, 0, 0.001);
+        all[70].clip_norm = 0.01;
+        let run = |engine: &mut dyn Engine, most: usize| {
+            load_weighted(engine, &model, &examples, Some(&weights[..classes]));
+            all.chunks(most).for_each(|steps| engine.train(steps).unwrap());
+            (engine.poll(true).unwrap(), engine.read_state().unwrap())
+        };
+        let (truth, true_state) = run(&mut oracle(), count);
+        for (mut engine, other) in engines().into_iter().zip(engines()) {
+            let whole = run(&mut engine, count);
+            let stepwise = run(&mut engine, 1);
+            assert!(whole == stepwise, "{count} steps at once have other bits than one by one");
+            let other = run(&mut unfused(other), count);
+            assert!(whole == other, "{count} steps have other bits where an operation is a kernel");
+            let worst = apart(&whole.1.params, &true_state.params);
+            println!("{count} steps: parameters within {worst:.1e} on {}", engine.cuda().name());
+            assert!(worst <= TOLERANCE, "{worst}");
+            assert!((whole.0.loss() - truth.loss()).abs() < 1e-5, "{:?} {truth:?}", whole.0);
+        }
+    }
+}
+
+/// A step that may have to clip sums its gradients in an arena before Adam, by other kernels, and every sum has the same
+/// order there: with a limit that no gradient reaches, every bit is the same.
+#[test]
+fn a_limit_that_nothing_reaches_changes_no_bit() {
+    for (embed, hidden) in [(5, 7), (19, 33), (40, 20), (70, 3), (6, 99), (5, 130)] {
+        // Each of the few words is in most rows, often more than once.
+        let (model, examples) = (model(9, embed, hidden, 3), examples(19, 6, 9, 3));
+        let run = |engine: CudaEngine, clip_norm: f32| {
+            let mut engine = unfused(engine);
+            load(&mut engine, &model, &examples);
+            let steps: Vec<StepState> =
+                steps(19, 8, 0, 0.003).into_iter().map(|step| StepState { clip_norm, ..step }).collect();
+            engine.train(&steps).unwrap();
+            (engine.poll(true).unwrap(), engine.read_state().unwrap())
+        };
+        for (plain, limited) in engines().into_iter().zip(engines()) {
+            println!("E {embed}, H {hidden} on {}", plain.cuda().name());
+            let (plain, limited) = (run(plain, 0.0), run(limited, 1e30));
+            assert!(plain == limited, "E {embed}, H {hidden}: other bits with a limit of 1e30");
+        }
+    }
+}
+
 /// A hundred and fifty steps on the embedded reviews, step by step beside the oracle.
 #[test]
 fn losses_of_150_steps_on_the_embedded_reviews_track_the_oracle() {
@@ -214,7 +409,6 @@ const THREE_STEPS: &str = "dc2d0a05bd9043f3962c60543e71d1f2194fb5ea3397897148d5d
 #[test]
 fn three_training_steps_have_the_committed_bits() {
     let (model, examples) = (model(500, 16, 32, 2), examples(80, 32, 500, 2));
-    let unfused = |engine: CudaEngine| CudaEngine::with_path(engine.into_cuda(), PathChoice::Unfused);
     for mut engine in engines().into_iter().chain(engines().into_iter().map(unfused)) {
         load(&mut engine, &model, &examples);
         engine.train(&steps(80, 32, 0, 0.001)).unwrap();
@@ -233,7 +427,7 @@ fn three_training_steps_have_the_committed_bits() {
 fn the_order_of_an_epoch_is_the_one_that_was_set() {
     let (model, examples) = (model(40, 4, 6, 2), examples(13, 3, 40, 2));
     let order: Vec<u32> = [5, 0, 12, 7, 3, 9, 1, 11, 2, 10, 4, 8, 6].to_vec();
-    for mut engine in engines() {
+    for mut engine in engines().into_iter().chain(engines().into_iter().map(unfused)) {
         let mut states = Vec::new();
         for engine in [&mut engine as &mut dyn Engine, cpu().as_mut()] {
             load(engine, &model, &examples);

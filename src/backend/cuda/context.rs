@@ -170,12 +170,12 @@ impl ImageChoice {
     /// # Errors
     /// [`Error::Usage`] if it is none of `best`, `built` and `committed`.
     pub fn from_env() -> Result<Self> {
-        match std::env::var(IMAGE_VARIABLE) {
-            Err(std::env::VarError::NotPresent) => Ok(Self::Best),
-            Ok(choice) if choice == "best" => Ok(Self::Best),
-            Ok(choice) if choice == "built" => Ok(Self::Built),
-            Ok(choice) if choice == "committed" => Ok(Self::Committed),
-            other => Err(Error::usage(
+        match std::env::var_os(IMAGE_VARIABLE) {
+            None => Ok(Self::Best),
+            Some(choice) if choice == "best" => Ok(Self::Best),
+            Some(choice) if choice == "built" => Ok(Self::Built),
+            Some(choice) if choice == "committed" => Ok(Self::Committed),
+            Some(other) => Err(Error::usage(
                 IMAGE_VARIABLE,
                 format!("found {other:?}, expected best, built or committed"),
             )),

@@ -84,11 +84,13 @@ impl PathChoice {
     /// # Errors
     /// [`Error::Usage`] if it is neither `best` nor `unfused`.
     pub fn from_env() -> Result<Self> {
-        match std::env::var(PATH_VARIABLE) {
-            Err(std::env::VarError::NotPresent) => Ok(Self::Best),
-            Ok(choice) if choice == "best" => Ok(Self::Best),
-            Ok(choice) if choice == "unfused" => Ok(Self::Unfused),
-            other => Err(Error::usage(PATH_VARIABLE, format!("found {other:?}, expected best or unfused"))),
+        match std::env::var_os(PATH_VARIABLE) {
+            None => Ok(Self::Best),
+            Some(choice) if choice == "best" => Ok(Self::Best),
+            Some(choice) if choice == "unfused" => Ok(Self::Unfused),
+            Some(other) => {
+                Err(Error::usage(PATH_VARIABLE, format!("found {other:?}, expected best or unfused")))
+            }
         }
     }
 }

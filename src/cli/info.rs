@@ -222,13 +222,14 @@ fn describe(path: &str, checkpoint: &Checkpoint) -> String {
             sha256 => format!("  trained on   {} (SHA-256 {sha256})", checkpoint.data_name),
         },
         format!(
-            "  training     {} of {} epochs, {} steps, batch {}, lr {}, seed {}",
+            "  training     {} of {} epochs, {} steps, batch {}, lr {}, seed {}, {}",
             checkpoint.progress.epoch,
             checkpoint.options.epochs,
             checkpoint.state.t,
             checkpoint.options.batch_size,
             checkpoint.options.lr,
-            checkpoint.options.seed
+            checkpoint.options.seed,
+            checkpoint.options.precision
         ),
     ];
     for spec in checkpoint.model.table.specs() {

@@ -13,7 +13,7 @@ mod progress;
 mod train;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
-use recurve::backend::{Device, Engine, Parts};
+use recurve::backend::{Device, Engine, Parts, Precision};
 use recurve::checkpoint::Checkpoint;
 use recurve::data::text::Vocabulary;
 use recurve::data::{Words, imdb_vocabulary};
@@ -111,7 +111,11 @@ struct DeviceArgs {
 
 impl DeviceArgs {
     fn engine(&self) -> Result<Box<dyn Engine>> {
-        self.device.engine(self.threads)
+        self.engine_in(Precision::F32)
+    }
+
+    fn engine_in(&self, precision: Precision) -> Result<Box<dyn Engine>> {
+        self.device.engine_in(precision, self.threads)
     }
 
     /// An engine that holds a model and `parts`.

@@ -1230,6 +1230,7 @@ impl Engine for CudaEngine {
             m: loaded.places.download(&ctx, "Adam's first moment", loaded.m.view())?,
             v: loaded.places.download(&ctx, "Adam's second moment", loaded.v.view())?,
             t: loaded.t,
+            loss_scale: Default::default(),
         })
     }
 

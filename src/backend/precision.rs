@@ -104,8 +104,8 @@ impl Precision {
         match self {
             Precision::F32 => x,
             // Both widen to f64 exactly: one rounding from there.
-            Precision::Bf16 => T::from_f64(half::bf16::from_f64(x.as_f64()).to_f64()),
-            Precision::F16 => T::from_f64(half::f16::from_f64(x.as_f64()).to_f64()),
+            Precision::Bf16 => T::from_f64(nearest(x.as_f64(), 7, -126, 127)),
+            Precision::F16 => T::from_f64(nearest(x.as_f64(), 10, -14, 15)),
         }
     }
 
@@ -113,6 +113,19 @@ impl Precision {
     pub fn rounded<T: Real>(self, values: &[T]) -> Vec<T> {
         values.iter().map(|&x| self.round(x)).collect()
     }
+}
+
+/// The nearest number with so many bits of fraction and exponents from `least` (below it numbers are subnormal) to `most`.
+fn nearest(x: f64, fraction: i32, least: i32, most: i32) -> f64 {
+    if x == 0.0 || !x.is_finite() {
+        return x;
+    }
+    let power_of_two = |exponent: i32| f64::from_bits(((exponent + 1023) as u64) << 52);
+    let exponent = ((x.to_bits() >> 52 & 0x7ff) as i32 - 1023).max(least);
+    // Of the last place; both ways it is exact to divide by it.
+    let unit = power_of_two(exponent - fraction);
+    let y = (x / unit).round_ties_even() * unit;
+    if y.abs() < power_of_two(most + 1) { y } else { f64::INFINITY.copysign(x) }
 }
 
 /// What the loss of a training in f16 is multiplied by, and how it came to that; see the [module](self). In other

@@ -11,12 +11,14 @@
 //                        dense        a warp an element of W [H,C], b [C]: lanes stride over the batch, then a fixed tree
 //                        embedding    (bucket, tile of EMBEDDING_TILE columns): a thread owns four columns of a row of the table and
 //                                     sums its tokens' dx in the tokens' order; they lie side by side in `sorted` (tokens.cu)
+//   adam_step_bf16     also writes each parameter that it changes to a copy, rounded to 16 bits: stored [n], as params
 //   adam               four elements a thread, g = grads[i]·scale
 //   reduce_partials    out[i] (+)= sum over p of partials[p·stride + i]
 //   gradient_norm      sums[block] = the block's share of the sum of g², in f64 and a fixed order; NORM_BLOCKS blocks
 //   clip_scale         scale = clip/norm where norm > clip > 0, else 1; a NaN gradient makes it NaN; one warp
 // Shapes: params m v grads [n]: in adam_step table [V,E] first, then, from a multiple of 4 on, the layer and the dense part.
 #include "cross_entropy.cuh"
+#include "half.cuh"
 
 // What all elements share.
 struct Update {
@@ -42,8 +44,9 @@ __device__ __forceinline__ void update(const Update& k, float g, float& p, float
     p -= k.alpha * mean / (sqrtf(square) + k.eps);
 }
 
-// One element in memory.
-__device__ __forceinline__ void update_at(const Update& k, float g, float* params, float* m, float* v, u64 i) {
+// One element in memory, and in its copy, if T is not float.
+template <typename T>
+__device__ __forceinline__ void update_at(const Update& k, float g, float* params, float* m, float* v, T* stored, u64 i) {
     float mean = m[i];
     float square = v[i];
     if (stays(k, g, mean, square)) return;
@@ -52,10 +55,13 @@ __device__ __forceinline__ void update_at(const Update& k, float g, float* param
     params[i] = p;
     m[i] = mean;
     v[i] = square;
+    if constexpr (sizeof(T) < sizeof(float)) stored[i] = narrow<T>(p);
 }
 
-// Elements [i, i + 4) of n.
-__device__ __forceinline__ void update_four(const Update& k, float4 g, float* params, float* m, float* v, u64 i, u64 n, bool aligned) {
+// Elements [i, i + 4) of n, and of their copies, if T is not float.
+template <typename T>
+__device__ __forceinline__ void update_four(const Update& k, float4 g, float* params, float* m, float* v, T* stored, u64 i, u64 n,
+                                            bool aligned) {
     float4 mean = load4(m, i, n, aligned);
     float4 square = load4(v, i, n, aligned);
     if (stays(k, g.x, mean.x, square.x) && stays(k, g.y, mean.y, square.y) && stays(k, g.z, mean.z, square.z) &&
@@ -70,6 +76,12 @@ __device__ __forceinline__ void update_four(const Update& k, float4 g, float* pa
     store4(params, i, n, aligned, p);
     store4(m, i, n, aligned, mean);
     store4(v, i, n, aligned, square);
+    if constexpr (sizeof(T) < sizeof(float)) {
+        stored[i] = narrow<T>(p.x);
+        if (i + 1 < n) stored[i + 1] = narrow<T>(p.y);
+        if (i + 2 < n) stored[i + 2] = narrow<T>(p.z);
+        if (i + 3 < n) stored[i + 3] = narrow<T>(p.w);
+    }
 }
 
 __device__ __forceinline__ float sum_partials(const float* partials, u32 count, u64 stride) {
@@ -117,12 +129,14 @@ __device__ __forceinline__ float4 sum_tokens(const uint2* sorted, u32 from, u32 
     return sum;
 }
 
-extern "C" __global__ void __launch_bounds__(ADAM_THREADS)
-adam_step(const Step* steps, u32* cursor, float* params, float* m, float* v, const float* dx, const uint2* sorted, const u32* begins,
+// The kernel of the same name; T: what the copy of the parameters is stored in, float if there is none.
+template <typename T>
+__device__ __forceinline__ void
+step_all(const Step* steps, u32* cursor, float* params, float* m, float* v, const float* dx, const uint2* sorted, const u32* begins,
           const float* partials, const float* h_last, const float* dlogits, const float* loss, const float* hits, MetricSums* sums,
           u32 vocab, u32 e, u32 owned, u32 buckets, u64 capacity, u32 layer_begin, u32 layer_blocks, u32 dense_begin,
           u32 dense_blocks, u32 hidden, u32 classes, u64 stride, u32 most_partials, u32 by_rows, float one_minus_beta1,
-          float one_minus_beta2, float eps) {
+          float one_minus_beta2, float eps, T* stored) {
     const u32 at = cursor[CURSOR_LAST];
     const Step step = steps[at];
     const u32 rows = step.rows;
@@ -146,7 +160,7 @@ adam_step(const Step* steps, u32* cursor, float* params, float* m, float* v, con
         const u32 i = block * ADAM_THREADS + threadIdx.x;
         if (i >= dense_begin - layer_begin) return;
         const u32 count = by_rows ? min(rows, most_partials) : most_partials;
-        update_at(k, sum_partials(partials + i, count, stride), params, m, v, (u64)layer_begin + i);
+        update_at(k, sum_partials(partials + i, count, stride), params, m, v, stored, (u64)layer_begin + i);
         return;
     }
     block -= layer_blocks;
@@ -163,7 +177,7 @@ adam_step(const Step* steps, u32* cursor, float* params, float* m, float* v, con
             sum = fmaf(factor, dlogits[row * classes + col], sum);
         }
         sum = warp_sum(sum);
-        if (lane == 0) update_at(k, sum, params, m, v, (u64)dense_begin + i);
+        if (lane == 0) update_at(k, sum, params, m, v, stored, (u64)dense_begin + i);
         return;
     }
     block -= dense_blocks;
@@ -180,7 +194,29 @@ adam_step(const Step* steps, u32* cursor, float* params, float* m, float* v, con
     const float4 g = sum_tokens(sorted, bounds[0], bounds[1], dx, e, first_row, owned_rows, row, first_col, quad, quads);
     if (row >= owned_rows || col >= e) return;
     const u64 base = (u64)(first_row + row) * e;
-    update_four(k, g, params + base, m + base, v + base, col, e, e % 4 == 0);
+    update_four(k, g, params + base, m + base, v + base, stored + base, col, e, e % 4 == 0);
+}
+
+extern "C" __global__ void __launch_bounds__(ADAM_THREADS)
+adam_step(const Step* steps, u32* cursor, float* params, float* m, float* v, const float* dx, const uint2* sorted, const u32* begins,
+          const float* partials, const float* h_last, const float* dlogits, const float* loss, const float* hits, MetricSums* sums,
+          u32 vocab, u32 e, u32 owned, u32 buckets, u64 capacity, u32 layer_begin, u32 layer_blocks, u32 dense_begin,
+          u32 dense_blocks, u32 hidden, u32 classes, u64 stride, u32 most_partials, u32 by_rows, float one_minus_beta1,
+          float one_minus_beta2, float eps) {
+    step_all<float>(steps, cursor, params, m, v, dx, sorted, begins, partials, h_last, dlogits, loss, hits, sums, vocab, e, owned,
+                    buckets, capacity, layer_begin, layer_blocks, dense_begin, dense_blocks, hidden, classes, stride, most_partials,
+                    by_rows, one_minus_beta1, one_minus_beta2, eps, nullptr);
+}
+
+extern "C" __global__ void __launch_bounds__(ADAM_THREADS)
+adam_step_bf16(const Step* steps, u32* cursor, float* params, float* m, float* v, const float* dx, const uint2* sorted,
+               const u32* begins, const float* partials, const float* h_last, const float* dlogits, const float* loss,
+               const float* hits, MetricSums* sums, u32 vocab, u32 e, u32 owned, u32 buckets, u64 capacity, u32 layer_begin,
+               u32 layer_blocks, u32 dense_begin, u32 dense_blocks, u32 hidden, u32 classes, u64 stride, u32 most_partials,
+               u32 by_rows, float one_minus_beta1, float one_minus_beta2, float eps, bf16* stored) {
+    step_all<bf16>(steps, cursor, params, m, v, dx, sorted, begins, partials, h_last, dlogits, loss, hits, sums, vocab, e, owned,
+                   buckets, capacity, layer_begin, layer_blocks, dense_begin, dense_blocks, hidden, classes, stride, most_partials,
+                   by_rows, one_minus_beta1, one_minus_beta2, eps, stored);
 }
 
 extern "C" __global__ void __launch_bounds__(ADAM_THREADS)
@@ -194,7 +230,7 @@ adam(const Step* steps, const u32* cursor, const double* scale, float* params, f
     float4 g = load4(grads, i, n, aligned);
     // A gradient of 0 stays one: a factor that is not finite forbids the skipping.
     g = make_float4(g.x * factor, g.y * factor, g.z * factor, g.w * factor);
-    update_four(k, g, params, m, v, i, n, aligned);
+    update_four(k, g, params, m, v, (float*)nullptr, i, n, aligned);
 }
 
 extern "C" __global__ void __launch_bounds__(ELEMENT_THREADS)

@@ -212,12 +212,7 @@ impl<T: Real> Loaded<T> {
             ops.adam(
                 &self.adam,
                 &update,
-                super::Adam {
-                    grads: &self.grads,
-                    params: &mut self.params,
-                    m: &mut self.m,
-                    v: &mut self.v,
-                },
+                super::Adam { grads: &self.grads, params: &mut self.params, m: &mut self.m, v: &mut self.v },
             )?;
         }
         if scales {

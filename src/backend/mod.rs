@@ -261,22 +261,32 @@ impl Device {
         self.engine_in(Precision::F32, threads)
     }
 
-    /// [`Self::engine`] in this precision. 16 bits are for [`Device::Reference`]: its plain loops in f32 round where
-    /// [`precision`] says, which is slow, and shows what such a training comes to.
+    /// [`Self::engine`] in this precision. CUDA has bf16 on its fused path. [`Device::Reference`] has both types of 16 bits:
+    /// its plain loops in f32 round where [`precision`] says, which is slow, and shows what such a training comes to.
     ///
     /// # Errors
     /// Also [`Error::Usage`](crate::Error::Usage) if the device has no engine of this precision.
     pub fn engine_in(&self, precision: Precision, threads: usize) -> Result<Box<dyn Engine>> {
-        if precision != Precision::F32 && *self != Device::Reference {
-            return Err(crate::Error::usage(
+        let refuse = |device: &str| {
+            Err(crate::Error::usage(
                 "--precision",
                 format!(
-                    "{precision} is not there on {self}, which computes in f32; use --device reference (plain loops, slow, \
+                    "{precision} is not there on {device}, which computes in f32; use --device reference (plain loops, slow, \
                      rounded to {precision} where it would be stored), or leave the flag out"
                 ),
-            ));
-        }
+            ))
+        };
+        let half = precision != Precision::F32;
         match self {
+            #[cfg(feature = "cuda")]
+            Device::Auto if half => match cuda::auto() {
+                Ok(engine) => Ok(Box::new(engine.in_precision(precision)?)),
+                Err(None) => refuse("auto (the CPU: there is no GPU)"),
+                Err(Some(reason)) => refuse(&format!("auto (the CPU: {reason})")),
+            },
+            #[cfg(not(feature = "cuda"))]
+            Device::Auto if half => refuse("auto (the CPU)"),
+            Device::Cpu if half => refuse("cpu"),
             #[cfg(feature = "cuda")]
             Device::Auto => match cuda::auto() {
                 Ok(engine) => Ok(Box::new(engine)),
@@ -295,13 +305,19 @@ impl Device {
                 if precision == Precision::F32 {
                     return Ok(Box::new(host::HostEngine::new(reference::Reference::<f32>::new(), info)));
                 }
-                let executed =
-                    format!("{}, rounded to {precision} where it would be stored", info.executed);
+                let executed = format!("{}, rounded to {precision} where it would be stored", info.executed);
                 let info = DeviceInfo { executed, ..info };
                 Ok(Box::new(host::HostEngine::rounded(reference::Rounded::<f32>::new(precision), info)))
             }
             #[cfg(feature = "cuda")]
-            Device::Cuda(ordinal) => Ok(Box::new(cuda::CudaEngine::new(cuda::Cuda::new(*ordinal)?))),
+            Device::Cuda(ordinal) => {
+                // Before a device is opened.
+                let engine = |cuda| cuda::CudaEngine::new(cuda).in_precision(precision);
+                if precision == Precision::F16 {
+                    return refuse(&self.to_string());
+                }
+                Ok(Box::new(engine(cuda::Cuda::new(*ordinal)?)?))
+            }
             #[cfg(not(feature = "cuda"))]
             Device::Cuda(ordinal) => Err(crate::Error::device(
                 format!("cuda:{ordinal}"),

@@ -3,6 +3,7 @@
 use super::buffer::{View, ViewMut};
 use super::context::Context;
 use super::cross_entropy::MetricSums;
+use super::half::Bf16;
 use super::launch::{Call, blocks, size};
 use super::steps::{CURSORS, Step};
 use super::tokens::{Buckets, Pair};
@@ -114,6 +115,7 @@ pub(super) struct Summands<'a> {
 }
 
 /// The last kernel of the step at the cursor, of at most `rows` rows: the sums, Adam, metrics; then the cursor moves on.
+/// `stored` `[n]`: the copy of the parameters in 16 bits, updated where they are.
 #[allow(clippy::too_many_arguments)] // the kernel's
 pub(super) fn step(
     ctx: &Context,
@@ -126,6 +128,7 @@ pub(super) fn step(
     state: State<'_>,
     from: Summands<'_>,
     mut sums: ViewMut<'_, MetricSums>,
+    stored: Option<ViewMut<'_, Bf16>>,
 ) -> Result<()> {
     let State { mut params, mut m, mut v } = state;
     let ModelConfig { vocab, embed: e, hidden, classes, .. } = *model;
@@ -149,7 +152,8 @@ pub(super) fn step(
     let most = if from.by_rows { rows.min(SEQUENCE_PARTIALS as usize) } else { from.partials.count as usize };
     let extent = Partials { count: size("adam_step", "partials", most)?, ..from.partials }.extent(layer);
     let [one_minus_beta1, one_minus_beta2, eps] = constants(config);
-    let call = Call::new(ctx, &ctx.kernels.adam_step)
+    let kernel = if stored.is_some() { &ctx.kernels.adam_step_bf16 } else { &ctx.kernels.adam_step };
+    let mut call = Call::new(ctx, kernel)
         .input("steps", steps, &[1])?
         .output("cursor", &mut cursor, &[CURSORS])?
         .output_fours("params [n]", &mut params, &[n])?
@@ -181,9 +185,12 @@ pub(super) fn step(
         .f32(one_minus_beta1)
         .f32(one_minus_beta2)
         .f32(eps);
+    if let Some(mut stored) = stored {
+        call = call.output("stored [n]", &mut stored, &[n])?;
+    }
     // SAFETY: the parameters are `steps, cursor, params, m, v, dx, sorted, begins, partials, h_last, dlogits, loss, hits,
     // sums, vocab, e, owned, buckets, capacity, layer_begin, layer_blocks, dense_begin, dense_blocks, hidden, classes, stride,
-    // most_partials, by_rows, one_minus_beta1, one_minus_beta2, eps`. The step has at most `rows` rows and so `capacity`
+    // most_partials, by_rows, one_minus_beta1, one_minus_beta2, eps`, and of adam_step_bf16 `stored`. The step has at most `rows` rows and so `capacity`
     // tokens, which the engine has checked; blocks of the layer, the dense layer and the table stay within their ranges of
     // the arena, whose sizes were checked above, and threads of the table within its V·E numbers.
     unsafe { call.launch([grid, 1, 1], ADAM_THREADS, 0) }

@@ -16,6 +16,8 @@
 //! of shared memory changes no result. One exception: for E from 33 to 64 the sequence's path sums W's gradient by a
 //! product, in another order; there the path is the same on every device ([`Fused::within`]). A step that clips needs the norm of the whole gradient before Adam: it takes the
 //! sequence's path (or the cells'), with the gradients in an arena.
+//!
+//! bf16 ([`precision`](crate::backend::precision)) has kernels of the fused path alone: what does not take it is refused.
 
 use super::batch::{Rows, gather};
 use super::buffer::{DeviceVec, Ids, View, ViewMut, clear, download, pinned_to_read, upload};
@@ -23,14 +25,15 @@ use super::context::Context;
 use super::cross_entropy::{self, Losses, MetricSums};
 use super::fused::{Fused, Unfused};
 use super::graph::Graph;
+use super::half::{Bf16, store_bf16};
 use super::lstm_sequence::{self, Plan, Trace, Weights};
 use super::steps::{CURSORS, Step};
 use super::tokens::{Buckets, Pair, Sorted, sort_tokens};
 use super::{Clip, Cuda, adam, dense, embedding, fill, fused};
 use crate::backend::checks;
 use crate::backend::{
-    AdamConfig, CrossEntropyDims, DenseDims, DeviceInfo, EmbeddingDims, Engine, Part, Parts, SequenceDims,
-    StepState, TrainState,
+    AdamConfig, CrossEntropyDims, DenseDims, DeviceInfo, EmbeddingDims, Engine, Part, Parts, Precision,
+    SequenceDims, StepState, TrainState,
 };
 use crate::data::Examples;
 use crate::error::{Error, Result};
@@ -62,6 +65,7 @@ pub struct CudaEngine {
     loaded: Option<Loaded>,
     graphs_recorded: u64,
     path: PathChoice,
+    precision: Precision,
     cuda: Cuda,
 }
 
@@ -102,7 +106,21 @@ impl CudaEngine {
 
     /// An engine on this device that takes this path.
     pub fn with_path(cuda: Cuda, path: PathChoice) -> Self {
-        Self { loaded: None, graphs_recorded: 0, path, cuda }
+        Self { loaded: None, graphs_recorded: 0, path, precision: Precision::F32, cuda }
+    }
+
+    /// This engine in another precision, without what was loaded.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if there are no kernels of it.
+    pub fn in_precision(self, precision: Precision) -> Result<Self> {
+        if precision == Precision::F16 {
+            return Err(Error::usage(
+                "--precision",
+                "f16 has no CUDA kernels yet; use bf16, or --device reference (plain loops, slow)",
+            ));
+        }
+        Ok(Self { loaded: None, precision, ..self })
     }
 
     /// The device.
@@ -178,16 +196,19 @@ impl Places {
         adam::Arena { layer: self.layer.start, dense: self.dense_w.start }
     }
 
-    /// All parameters, in `params`.
-    fn weights<'a>(&self, params: View<'a, f32>) -> Result<fused::Weights<'a>> {
-        let part = |range: &Range<usize>| params.part(range.clone());
+    /// All parameters in `params`; those that are multiplied, as they are `stored`.
+    fn weights<'a, S: Copy>(
+        &self,
+        params: View<'a, f32>,
+        stored: View<'a, S>,
+    ) -> Result<fused::Weights<'a, S>> {
         Ok(fused::Weights {
-            table: part(&self.embeddings)?,
-            w: part(&self.w)?,
-            u: part(&self.u)?,
-            b: part(&self.b)?,
-            dense_w: part(&self.dense_w)?,
-            dense_b: part(&self.dense_b)?,
+            table: stored.part(self.embeddings.clone())?,
+            w: stored.part(self.w.clone())?,
+            u: stored.part(self.u.clone())?,
+            b: params.part(self.b.clone())?,
+            dense_w: stored.part(self.dense_w.clone())?,
+            dense_b: params.part(self.dense_b.clone())?,
         })
     }
 
@@ -678,6 +699,8 @@ struct Loaded {
     places: Places,
     adam: AdamConfig,
     params: DeviceVec<f32>,
+    /// The parameters in 16 bits: only in bf16.
+    stored: Option<DeviceVec<Bf16>>,
     /// Only of steps that clip, or have no rows.
     grads: Growing<f32>,
     m: DeviceVec<f32>,
@@ -721,16 +744,22 @@ impl Loaded {
         adam: AdamConfig,
         parts: Parts<'_>,
         path: PathChoice,
+        precision: Precision,
     ) -> Result<Self> {
         let places = Places::new(model)?;
+        let stored = match precision {
+            Precision::F32 => None,
+            _ => Some(DeviceVec::new(ctx, "the parameters in 16 bits", places.len)?),
+        };
         let resident = |examples: Option<&Examples>| examples.map(|e| Resident::new(ctx, e)).transpose();
-        Ok(Self {
+        let mut loaded = Self {
             graphs: HashMap::new(),
             fused: fused_path(ctx, path, &model.config, parts.train.map_or(1, |train| train.t)),
             path,
             buckets: Buckets::new(model.config.vocab, model.config.embed),
             adam,
             params: places.from_host(ctx, "the parameters", &state.params)?,
+            stored,
             grads: Growing::default(),
             m: places.from_host(ctx, "Adam's first moment", &state.m)?,
             v: places.from_host(ctx, "Adam's second moment", &state.v)?,
@@ -757,7 +786,35 @@ impl Loaded {
             work: Workspace::default(),
             x: Growing::default(),
             model: model.clone(),
-        })
+        };
+        if loaded.train.is_some()
+            && let Err(why) = loaded.fused
+        {
+            loaded.refuse_bf16(&why.to_string())?;
+        }
+        loaded.store(ctx)?;
+        Ok(loaded)
+    }
+
+    /// Rounds the parameters to what they are stored in, if that is not f32.
+    fn store(&mut self, ctx: &Context) -> Result<()> {
+        match &mut self.stored {
+            None => Ok(()),
+            Some(stored) => store_bf16(ctx, self.params.view(), stored.view_mut()),
+        }
+    }
+
+    /// The error of bf16 where there are no kernels for it.
+    fn refuse_bf16(&self, why: &str) -> Result<()> {
+        if self.stored.is_none() {
+            return Ok(());
+        }
+        Err(Error::usage(
+            "--precision",
+            format!(
+                "bf16 on CUDA is there on the fused path alone ({why}); use f32, or --device reference (slow)"
+            ),
+        ))
     }
 
     fn part(&self, part: Part) -> Option<&Resident> {
@@ -848,9 +905,18 @@ impl Loaded {
             loss: self.work.loss.front_mut(d.rows)?,
             hits: self.work.hits.front_mut(d.rows)?,
         };
-        let weights = self.places.weights(self.params.view())?;
-        let (steps, cursor) = (self.steps.view(), self.cursor.view_mut());
-        fused::step(ctx, fused, &d.config, (d.rows, d.t), steps, cursor, from, weights, to)?;
+        let (steps, cursor, shape) = (self.steps.view(), self.cursor.view_mut(), (d.rows, d.t));
+        let params = self.params.view();
+        match &self.stored {
+            None => {
+                let weights = self.places.weights(params, params)?;
+                fused::step(ctx, fused, &d.config, shape, steps, cursor, from, weights, to)?;
+            }
+            Some(stored) => {
+                let weights = self.places.weights(params, stored.view())?;
+                fused::step(ctx, fused, &d.config, shape, steps, cursor, from, weights, to)?;
+            }
+        }
         self.adam_step(ctx, d, None)
     }
 
@@ -888,7 +954,9 @@ impl Loaded {
             adam::State { params: self.params.view_mut(), m: self.m.view_mut(), v: self.v.view_mut() };
         let (arena, cursor) = (self.places.arena(), self.cursor.view_mut());
         let shape = (d.rows, d.t);
-        adam::step(ctx, &self.adam, &d.config, shape, steps, cursor, arena, state, from, self.sums.view_mut())
+        let stored = self.stored.as_mut().map(DeviceVec::view_mut);
+        let sums = self.sums.view_mut();
+        adam::step(ctx, &self.adam, &d.config, shape, steps, cursor, arena, state, from, sums, stored)
     }
 
     /// Whether a step takes the fused path.
@@ -907,6 +975,12 @@ impl Loaded {
         }
         // Room for the largest batch first, so that no step is recorded twice.
         let largest = steps.iter().map(|step| step.rows as usize).max().unwrap_or(0);
+        if steps.iter().any(|step| step.clips() || step.rows == 0) {
+            self.refuse_bf16("a step that clips its gradient, or has no rows, does not take it")?;
+        }
+        if largest.max(self.batch_rows) > SEQUENCE_PARTIALS as usize {
+            self.refuse_bf16(&Unfused::Batch(largest.max(self.batch_rows)).to_string())?;
+        }
         self.prepare(ctx, largest, t, steps)?;
         for steps in steps.chunks(self.table_steps(t)) {
             let plan = self.cut(steps);
@@ -1070,11 +1144,21 @@ impl Loaded {
             let labels = Ids { view: resident.y.view(), below: config.classes };
             let to = fused::Results { probs: None, losses: Some(Losses { labels, loss, hits }) };
             let x = Ids { view: resident.x.view(), below: config.vocab };
-            let weights = self.places.weights(self.params.view())?;
-            fused::forward(ctx, &fused, &config, (all, t), x, weights, to)?;
+            let params = self.params.view();
+            match &self.stored {
+                None => {
+                    let weights = self.places.weights(params, params)?;
+                    fused::forward(ctx, &fused, &config, (all, t), x, weights, to)?;
+                }
+                Some(stored) => {
+                    let weights = self.places.weights(params, stored.view())?;
+                    fused::forward(ctx, &fused, &config, (all, t), x, weights, to)?;
+                }
+            }
             let (loss, hits) = (self.eval_loss.front(all)?, self.eval_hits.front(all)?);
             cross_entropy::metrics(ctx, loss, hits, self.evaluated.view_mut(), None, all, batch_size)?;
         } else {
+            self.refuse_bf16("a forward pass of this shape does not fit it")?;
             self.evaluate_in_chunks(ctx, part, all, t, batch_size)?;
         }
         let sums = download(ctx, &format!("the metrics of evaluating {part:?}"), self.evaluated.view())?;
@@ -1124,6 +1208,9 @@ impl Loaded {
             });
         }
         let fused = self.forward_fused(ctx, t);
+        if fused.is_none() {
+            self.refuse_bf16("a forward pass of this shape does not fit it")?;
+        }
         let chunk = chunk(&self.dims(1, t)).min(rows);
         match fused {
             Some(_) => self.eval_probs.fit(ctx, "the probabilities", chunk.saturating_mul(classes))?,
@@ -1139,9 +1226,18 @@ impl Loaded {
                 Some(fused) => {
                     let probs = self.eval_probs.front_mut(d.rows * classes)?;
                     let to = fused::Results { probs: Some(probs), losses: None };
-                    let weights = self.places.weights(self.params.view())?;
                     let x = Ids { view: x, below: vocab };
-                    fused::forward(ctx, fused, &d.config, (d.rows, t), x, weights, to)?;
+                    let params = self.params.view();
+                    match &self.stored {
+                        None => {
+                            let weights = self.places.weights(params, params)?;
+                            fused::forward(ctx, fused, &d.config, (d.rows, t), x, weights, to)?;
+                        }
+                        Some(stored) => {
+                            let weights = self.places.weights(params, stored.view())?;
+                            fused::forward(ctx, fused, &d.config, (d.rows, t), x, weights, to)?;
+                        }
+                    }
                     self.eval_probs.front(d.rows * classes)?
                 }
                 None => {
@@ -1172,7 +1268,11 @@ fn chunk(d: &Dims) -> usize {
 
 impl Engine for CudaEngine {
     fn info(&self) -> DeviceInfo {
-        self.cuda.info()
+        let mut info = self.cuda.info();
+        if self.precision != Precision::F32 {
+            info.executed = format!("{}, in {}", info.executed, self.precision);
+        }
+        info
     }
 
     fn load(&mut self, model: &Model, state: &TrainState, adam: AdamConfig, parts: Parts<'_>) -> Result<()> {
@@ -1182,7 +1282,8 @@ impl Engine for CudaEngine {
         }
         // What was loaded makes room first.
         self.loaded = None;
-        self.loaded = Some(Loaded::new(&self.cuda.ctx, model, state, adam, parts, self.path)?);
+        self.loaded =
+            Some(Loaded::new(&self.cuda.ctx, model, state, adam, parts, self.path, self.precision)?);
         Ok(())
     }
 
@@ -1242,6 +1343,6 @@ impl Engine for CudaEngine {
         places.upload(&ctx, "Adam's first moment", loaded.m.view_mut(), &state.m)?;
         places.upload(&ctx, "Adam's second moment", loaded.v.view_mut(), &state.v)?;
         loaded.t = state.t;
-        Ok(())
+        loaded.store(&ctx)
     }
 }

@@ -2,6 +2,7 @@
 
 use super::buffer::{Ids, View, ViewMut};
 use super::context::{Context, Kernel, Kernels};
+use super::half::Stored;
 use super::launch::{Call, size};
 use super::steps::{CURSORS, Step};
 use crate::error::Result;
@@ -118,14 +119,8 @@ impl Fused {
         4 * self.padded
     }
 
-    fn kernels<'k>(&self, k: &'k Kernels) -> (&'k Kernel, &'k Kernel) {
-        match (self.padded, self.inputs) {
-            (32, 16) => (&k.fused_step_h32_e16, &k.fused_forward_h32_e16),
-            (32, 32) => (&k.fused_step_h32_e32, &k.fused_forward_h32_e32),
-            (32, _) => (&k.fused_step_h32_e64, &k.fused_forward_h32_e64),
-            (_, 16) => (&k.fused_step_h64_e16, &k.fused_forward_h64_e16),
-            _ => (&k.fused_step_h64_e32, &k.fused_forward_h64_e32),
-        }
+    fn kernels<'k, S: Stored>(&self, k: &'k Kernels) -> (&'k Kernel, &'k Kernel) {
+        S::fused(k, self.padded, self.inputs)
     }
 }
 
@@ -140,7 +135,7 @@ impl fmt::Display for Fused {
 }
 
 /// The kernels of the fused path, each of which is given all the shared memory there is.
-pub(super) fn all(k: &Kernels) -> [&Kernel; 10] {
+pub(super) fn all(k: &Kernels) -> [&Kernel; 20] {
     [
         &k.fused_step_h32_e16,
         &k.fused_step_h32_e32,
@@ -152,27 +147,37 @@ pub(super) fn all(k: &Kernels) -> [&Kernel; 10] {
         &k.fused_forward_h32_e64,
         &k.fused_forward_h64_e16,
         &k.fused_forward_h64_e32,
+        &k.fused_step_h32_e16_bf16,
+        &k.fused_step_h32_e32_bf16,
+        &k.fused_step_h32_e64_bf16,
+        &k.fused_step_h64_e16_bf16,
+        &k.fused_step_h64_e32_bf16,
+        &k.fused_forward_h32_e16_bf16,
+        &k.fused_forward_h32_e32_bf16,
+        &k.fused_forward_h32_e64_bf16,
+        &k.fused_forward_h64_e16_bf16,
+        &k.fused_forward_h64_e32_bf16,
     ]
 }
 
-/// All parameters.
+/// All parameters, those that are multiplied stored as `S`.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Weights<'a> {
+pub(super) struct Weights<'a, S> {
     /// `[V,E]`
-    pub(super) table: View<'a, f32>,
+    pub(super) table: View<'a, S>,
     /// `[E,4H]`
-    pub(super) w: View<'a, f32>,
+    pub(super) w: View<'a, S>,
     /// `[H,4H]`
-    pub(super) u: View<'a, f32>,
+    pub(super) u: View<'a, S>,
     /// `[4H]`
     pub(super) b: View<'a, f32>,
     /// `[H,C]`
-    pub(super) dense_w: View<'a, f32>,
+    pub(super) dense_w: View<'a, S>,
     /// `[C]`
     pub(super) dense_b: View<'a, f32>,
 }
 
-fn push<'c>(call: Call<'c>, c: &ModelConfig, a: &Weights<'_>) -> Result<Call<'c>> {
+fn push<'c, S>(call: Call<'c>, c: &ModelConfig, a: &Weights<'_, S>) -> Result<Call<'c>> {
     let columns = c.hidden.saturating_mul(4);
     call.input_fours("table [V,E]", a.table, &[c.vocab, c.embed])?
         .input_fours("w [E,4H]", a.w, &[c.embed, columns])?
@@ -212,7 +217,7 @@ pub(super) struct Source<'a> {
 /// Forward and backward of the step at the cursor, which has at most `rows` rows; also tells the step's last kernel which
 /// step this is.
 #[allow(clippy::too_many_arguments)] // the kernel's
-pub(super) fn step(
+pub(super) fn step<S: Stored>(
     ctx: &Context,
     fused: &Fused,
     config: &ModelConfig,
@@ -220,7 +225,7 @@ pub(super) fn step(
     steps: View<'_, Step>,
     mut cursor: ViewMut<'_, u32>,
     from: Source<'_>,
-    weights: Weights<'_>,
+    weights: Weights<'_, S>,
     to: Gradients<'_>,
 ) -> Result<()> {
     let Gradients { mut dx, mut partials, mut h_last, mut dlogits, mut loss, mut hits } = to;
@@ -229,7 +234,7 @@ pub(super) fn step(
     super::embedding::check_below("fused_step", from.labels, c)?;
     let stride = stride(config);
     let floats = fused.step_bytes / 4;
-    let call = Call::new(ctx, fused.kernels(&ctx.kernels).0)
+    let call = Call::new(ctx, fused.kernels::<S>(&ctx.kernels).0)
         .input("steps", steps, &[1])?
         .output("cursor", &mut cursor, &[CURSORS])?
         .input("x [N,T]", from.x.view, &[t])?
@@ -273,13 +278,13 @@ pub(super) struct Results<'a> {
 }
 
 /// Probabilities and losses of `rows` rows of `x` `[rows,T]`, assigned.
-pub(super) fn forward(
+pub(super) fn forward<S: Stored>(
     ctx: &Context,
     fused: &Fused,
     config: &ModelConfig,
     (rows, t): (usize, usize),
     x: Ids<'_>,
-    weights: Weights<'_>,
+    weights: Weights<'_, S>,
     to: Results<'_>,
 ) -> Result<()> {
     let Results { mut probs, losses } = to;
@@ -292,7 +297,7 @@ pub(super) fn forward(
         }
         None => (None, None, None),
     };
-    let call = Call::new(ctx, fused.kernels(&ctx.kernels).1)
+    let call = Call::new(ctx, fused.kernels::<S>(&ctx.kernels).1)
         .input("x [rows,T]", x.view, &[rows, t])?
         .input_or_null("labels [rows]", labels, &[rows])?;
     let call = push(call, config, &weights)?

@@ -30,6 +30,7 @@ mod fill;
 pub mod fused;
 mod gemm;
 mod graph;
+mod half;
 pub mod image;
 mod launch;
 mod lstm_cell;

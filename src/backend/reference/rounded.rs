@@ -104,20 +104,14 @@ impl<T: Real> Ops for Rounded<T> {
 
     fn lstm_cell_forward(&self, d: CellDims, a: CellForward<'_, [T]>) -> Result<()> {
         a.check(d)?;
-        let (x, h_prev, w, u) =
-            (self.round(a.x), self.round(a.h_prev), self.round(a.w), self.round(a.u));
+        let (x, h_prev, w, u) = (self.round(a.x), self.round(a.h_prev), self.round(a.w), self.round(a.u));
         self.cell_forward(d, CellForward { x: &x[..], h_prev: &h_prev, w: &w, u: &u, ..a })
     }
 
     fn lstm_cell_backward(&self, d: CellDims, a: CellBackward<'_, [T]>) -> Result<()> {
         a.check(d)?;
-        let (x, h_prev, w, u, gates) = (
-            self.round(a.x),
-            self.round(a.h_prev),
-            self.round(a.w),
-            self.round(a.u),
-            self.round(a.gates),
-        );
+        let (x, h_prev, w, u, gates) =
+            (self.round(a.x), self.round(a.h_prev), self.round(a.w), self.round(a.u), self.round(a.gates));
         self.cell_backward(d, CellBackward { x: &x[..], h_prev: &h_prev, w: &w, u: &u, gates: &gates, ..a })
     }
 

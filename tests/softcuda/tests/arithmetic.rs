@@ -201,7 +201,8 @@ fn halves(to: &str, inputs: &[u32]) -> Vec<(u16, u32)> {
     let bytes: Vec<u8> = inputs.iter().flat_map(|x| x.to_le_bytes()).collect();
     dev.write(from, &bytes).unwrap();
     let shape = Shape::linear(inputs.len() as u32 / 32, 32);
-    dev.launch(&module, "k", shape, &[&from.to_le_bytes(), &out.to_le_bytes()]).unwrap_or_else(|e| panic!("{e}"));
+    dev.launch(&module, "k", shape, &[&from.to_le_bytes(), &out.to_le_bytes()])
+        .unwrap_or_else(|e| panic!("{e}"));
     let mut raw = vec![0; 8 * inputs.len()];
     dev.read(out, &mut raw).unwrap();
     raw.chunks(8)
@@ -228,9 +229,12 @@ fn halves_are_the_nearest_or_even_in_every_binade() {
             let middle = ((here + next) / 2.0) as f32;
             assert_eq!(f64::from(middle), (here + next) / 2.0);
             let even = code + code % 2;
-            for (x, expected) in
-                [(here as f32, code), (middle.next_down(), code), (middle, even), (middle.next_up(), code + 1)]
-            {
+            for (x, expected) in [
+                (here as f32, code),
+                (middle.next_down(), code),
+                (middle, even),
+                (middle.next_up(), code + 1),
+            ] {
                 cases.push((x.to_bits(), expected));
                 cases.push((x.to_bits() | 1 << 31, expected | 1 << 15));
             }

@@ -12,6 +12,7 @@
 //                        embedding    (bucket, tile of EMBEDDING_TILE columns): a thread owns four columns of a row of the table and
 //                                     sums its tokens' dx in the tokens' order; they lie side by side in `sorted` (tokens.cu)
 //   adam_step_bf16     also writes each parameter that it changes to a copy, rounded to 16 bits: stored [n], as params
+//     adam_step_f16   the same; gradients are those of a scaled loss, and a step that is skipped changes metrics and cursor alone
 //   adam               four elements a thread, g = grads[i]·scale
 //   reduce_partials    out[i] (+)= sum over p of partials[p·stride + i]
 //   gradient_norm      sums[block] = the block's share of the sum of g², in f64 and a fixed order; NORM_BLOCKS blocks
@@ -136,9 +137,9 @@ step_all(const Step* steps, u32* cursor, float* params, float* m, float* v, cons
           const float* partials, const float* h_last, const float* dlogits, const float* loss, const float* hits, MetricSums* sums,
           u32 vocab, u32 e, u32 owned, u32 buckets, u64 capacity, u32 layer_begin, u32 layer_blocks, u32 dense_begin,
           u32 dense_blocks, u32 hidden, u32 classes, u64 stride, u32 most_partials, u32 by_rows, float one_minus_beta1,
-          float one_minus_beta2, float eps, T* stored) {
+          float one_minus_beta2, float eps, T* stored, const Scaling* scaling) {
     const u32 at = cursor[CURSOR_LAST];
-    const Step step = steps[at];
+    Step step = steps[at];
     const u32 rows = step.rows;
     u32 block = blockIdx.x;
     if (block == 0) {
@@ -155,12 +156,20 @@ step_all(const Step* steps, u32* cursor, float* params, float* m, float* v, cons
         return;
     }
     block -= 1;
+    [[maybe_unused]] float unscale = 1.0f;
+    if constexpr (SCALES<T>) {
+        if (!scaling->done) return;
+        unscale = scaling->inverse;
+        step.alpha = scaling->alpha;
+    }
     const Update k = update_of(step, one_minus_beta1, one_minus_beta2, eps, 1.0f);
     if (block < layer_blocks) {
         const u32 i = block * ADAM_THREADS + threadIdx.x;
         if (i >= dense_begin - layer_begin) return;
         const u32 count = by_rows ? min(rows, most_partials) : most_partials;
-        update_at(k, sum_partials(partials + i, count, stride), params, m, v, stored, (u64)layer_begin + i);
+        float g = sum_partials(partials + i, count, stride);
+        if constexpr (SCALES<T>) g *= unscale;
+        update_at(k, g, params, m, v, stored, (u64)layer_begin + i);
         return;
     }
     block -= layer_blocks;
@@ -177,6 +186,7 @@ step_all(const Step* steps, u32* cursor, float* params, float* m, float* v, cons
             sum = fmaf(factor, dlogits[row * classes + col], sum);
         }
         sum = warp_sum(sum);
+        if constexpr (SCALES<T>) sum *= unscale;
         if (lane == 0) update_at(k, sum, params, m, v, stored, (u64)dense_begin + i);
         return;
     }
@@ -191,8 +201,9 @@ step_all(const Step* steps, u32* cursor, float* params, float* m, float* v, cons
     const u32 col = first_col + quad * 4;
     const u32* bounds = begins + (u64)at * (buckets + 1) + bucket;
     sorted += at * capacity;
-    const float4 g = sum_tokens(sorted, bounds[0], bounds[1], dx, e, first_row, owned_rows, row, first_col, quad, quads);
+    float4 g = sum_tokens(sorted, bounds[0], bounds[1], dx, e, first_row, owned_rows, row, first_col, quad, quads);
     if (row >= owned_rows || col >= e) return;
+    if constexpr (SCALES<T>) g = make_float4(g.x * unscale, g.y * unscale, g.z * unscale, g.w * unscale);
     const u64 base = (u64)(first_row + row) * e;
     update_four(k, g, params + base, m + base, v + base, stored + base, col, e, e % 4 == 0);
 }
@@ -205,7 +216,7 @@ adam_step(const Step* steps, u32* cursor, float* params, float* m, float* v, con
           float one_minus_beta2, float eps) {
     step_all<float>(steps, cursor, params, m, v, dx, sorted, begins, partials, h_last, dlogits, loss, hits, sums, vocab, e, owned,
                     buckets, capacity, layer_begin, layer_blocks, dense_begin, dense_blocks, hidden, classes, stride, most_partials,
-                    by_rows, one_minus_beta1, one_minus_beta2, eps, nullptr);
+                    by_rows, one_minus_beta1, one_minus_beta2, eps, nullptr, nullptr);
 }
 
 extern "C" __global__ void __launch_bounds__(ADAM_THREADS)
@@ -216,7 +227,18 @@ adam_step_bf16(const Step* steps, u32* cursor, float* params, float* m, float* v
                u32 by_rows, float one_minus_beta1, float one_minus_beta2, float eps, bf16* stored) {
     step_all<bf16>(steps, cursor, params, m, v, dx, sorted, begins, partials, h_last, dlogits, loss, hits, sums, vocab, e, owned,
                    buckets, capacity, layer_begin, layer_blocks, dense_begin, dense_blocks, hidden, classes, stride, most_partials,
-                   by_rows, one_minus_beta1, one_minus_beta2, eps, stored);
+                   by_rows, one_minus_beta1, one_minus_beta2, eps, stored, nullptr);
+}
+
+extern "C" __global__ void __launch_bounds__(ADAM_THREADS)
+adam_step_f16(const Step* steps, u32* cursor, float* params, float* m, float* v, const float* dx, const uint2* sorted,
+              const u32* begins, const float* partials, const float* h_last, const float* dlogits, const float* loss,
+              const float* hits, MetricSums* sums, u32 vocab, u32 e, u32 owned, u32 buckets, u64 capacity, u32 layer_begin,
+              u32 layer_blocks, u32 dense_begin, u32 dense_blocks, u32 hidden, u32 classes, u64 stride, u32 most_partials,
+              u32 by_rows, float one_minus_beta1, float one_minus_beta2, float eps, f16* stored, const Scaling* scaling) {
+    step_all<f16>(steps, cursor, params, m, v, dx, sorted, begins, partials, h_last, dlogits, loss, hits, sums, vocab, e, owned,
+                  buckets, capacity, layer_begin, layer_blocks, dense_begin, dense_blocks, hidden, classes, stride, most_partials,
+                  by_rows, one_minus_beta1, one_minus_beta2, eps, stored, scaling);
 }
 
 extern "C" __global__ void __launch_bounds__(ADAM_THREADS)

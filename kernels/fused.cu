@@ -18,8 +18,8 @@
 // gate tid%4; dynamic shared as lstm_sequence::fused_floats says.
 #include "fused.cuh"
 
-FUSED(32, 16, , float)
-FUSED(32, 32, , float)
-FUSED(32, 64, , float)
-FUSED(64, 16, , float)
-FUSED(64, 32, , float)
+FUSED(32, 16, , float, NO_PARAMETERS, NO_ARGUMENTS)
+FUSED(32, 32, , float, NO_PARAMETERS, NO_ARGUMENTS)
+FUSED(32, 64, , float, NO_PARAMETERS, NO_ARGUMENTS)
+FUSED(64, 16, , float, NO_PARAMETERS, NO_ARGUMENTS)
+FUSED(64, 32, , float, NO_PARAMETERS, NO_ARGUMENTS)

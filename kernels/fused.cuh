@@ -104,7 +104,8 @@ __device__ __forceinline__ void classify(const float* h, const Weights<T>& a, fl
 template <u32 HP, u32 EP, typename T>
 __device__ __forceinline__ void fused_step(const Step* steps, u32* cursor, const u32* data, const u32* labels, const u32* order,
                                            const Weights<T>& a, float* dx, float* partials, float* h_last, float* dlogits, float* loss,
-                                           float* hits, u32 t, u32 e, u32 hidden, u32 classes, u64 stride, u32 shared_floats) {
+                                           float* hits, u32 t, u32 e, u32 hidden, u32 classes, u64 stride, u32 shared_floats,
+                                           const Scaling* scaling, u32* finite) {
     constexpr u32 THREADS = GATES * HP;
     extern __shared__ __align__(16) float shared[];
     float* gates = shared;
@@ -140,6 +141,7 @@ __device__ __forceinline__ void fused_step(const Step* steps, u32* cursor, const
     float du[HP];
     float dw[EP];
     float db = 0.0f;
+    [[maybe_unused]] bool all_finite = true;
 #pragma unroll
     for (u32 k = 0; k < HP; ++k) du[k] = 0.0f;
 #pragma unroll
@@ -153,7 +155,11 @@ __device__ __forceinline__ void fused_step(const Step* steps, u32* cursor, const
         const RowLoss found = softmax_row(logits, dlogits_own, classes, true, label);
         for (u32 c = threadIdx.x; c < classes; c += WARP) {
             const float onehot = label == c ? 1.0f : 0.0f;
-            const float gradient = (dlogits_own[c] - onehot) / (float)rows;
+            float gradient = (dlogits_own[c] - onehot) / (float)rows;
+            if constexpr (SCALES<T>) {
+                gradient *= scaling->scale;
+                all_finite &= is_finite(gradient);
+            }
             dlogits_own[c] = gradient;
             dlogits[(u64)row * classes + c] = gradient;
         }
@@ -191,13 +197,16 @@ __device__ __forceinline__ void fused_step(const Step* steps, u32* cursor, const
 #pragma unroll
         for (u32 k = 0; k < EP; ++k) {
             if (k < e) partials[k * columns + col] = dw[k];
+            if constexpr (SCALES<T>) all_finite &= is_finite(dw[k]);
         }
         partials += (u64)e * columns;
 #pragma unroll
         for (u32 k = 0; k < HP; ++k) {
             if (k < hidden) partials[k * columns + col] = du[k];
+            if constexpr (SCALES<T>) all_finite &= is_finite(du[k]);
         }
         partials[(u64)hidden * columns + col] = db;
+        if constexpr (SCALES<T>) all_finite &= is_finite(db);
     }
 
     // dx: a thread has column k of the tile, at four time steps.
@@ -239,9 +248,14 @@ __device__ __forceinline__ void fused_step(const Step* steps, u32* cursor, const
             for (u32 i = 0; i < 4; ++i) {
                 if (first_s + i < t && first_k + k < e) {
                     dx[((u64)(first_s + i) * rows + row) * e + first_k + k] = sum[i];
+                    if constexpr (SCALES<T>) all_finite &= is_finite(sum[i]);
                 }
             }
         }
+    }
+    if constexpr (SCALES<T>) {
+        const bool warp_finite = __all_sync(ALL_LANES, all_finite);
+        if (threadIdx.x % WARP == 0) finite[row * (THREADS / WARP) + threadIdx.x / WARP] = warp_finite;
     }
 }
 
@@ -274,19 +288,24 @@ __device__ __forceinline__ void fused_forward(const u32* data, const u32* labels
     }
 }
 
-// The two kernels of these widths, named with this suffix.
-#define FUSED(hp, ep, suffix, T)                                                                                                \
+// The two kernels of these widths, named with this suffix. fused_step_…_f16 also takes the scale of the loss, and says of each warp of
+// each row whether all gradients that it wrote are finite.
+#define NO_PARAMETERS
+#define NO_ARGUMENTS , nullptr, nullptr
+#define SCALING_PARAMETERS , const Scaling *scaling, u32 *finite
+#define SCALING_ARGUMENTS , scaling, finite
+#define FUSED(hp, ep, suffix, T, parameters, arguments)                                                                         \
     extern "C" __global__ void __launch_bounds__(GATES* hp)                                                                     \
     fused_step_h##hp##_e##ep##suffix(const Step* steps, u32* cursor, const u32* data, const u32* labels, const u32* order,      \
                              const T* table, const T* w, const T* u, const float* b, const T* dense_w,                          \
                              const float* dense_b, float* dx, float* partials, float* h_last, float* dlogits, float* loss,      \
-                             float* hits, u32 t, u32 e, u32 hidden, u32 classes, u64 stride, u32 shared_floats) {               \
-        fused_step<hp, ep, T>(steps, cursor, data, labels, order, Weights<T>{table, w, u, b, dense_w, dense_b}, dx, partials, h_last,\
-                           dlogits, loss, hits, t, e, hidden, classes, stride, shared_floats);                                  \
+                             float* hits, u32 t, u32 e, u32 hidden, u32 classes, u64 stride, u32 shared_floats parameters) {    \
+        fused_step<hp, ep, T>(steps, cursor, data, labels, order, Weights<T>{table, w, u, b, dense_w, dense_b}, dx, partials, h_last, \
+                           dlogits, loss, hits, t, e, hidden, classes, stride, shared_floats arguments);                        \
     }                                                                                                                           \
     extern "C" __global__ void __launch_bounds__(GATES* hp)                                                                     \
     fused_forward_h##hp##_e##ep##suffix(const u32* data, const u32* labels, const T* table, const T* w, const T* u,             \
                                 const float* b, const T* dense_w, const float* dense_b, float* probs, float* loss,              \
                                 float* hits, u32 rows, u32 t, u32 e, u32 hidden, u32 classes) {                                 \
-        fused_forward<hp, ep, T>(data, labels, Weights<T>{table, w, u, b, dense_w, dense_b}, probs, loss, hits, rows, t, e, hidden, classes);\
+        fused_forward<hp, ep, T>(data, labels, Weights<T>{table, w, u, b, dense_w, dense_b}, probs, loss, hits, rows, t, e, hidden, classes); \
     }

@@ -41,6 +41,27 @@ __device__ __forceinline__ f16 narrow<f16>(float x) {
     return y;
 }
 
+// Whether a training that stores T scales its loss.
+template <typename T>
+constexpr bool SCALES = false;
+template <>
+constexpr bool SCALES<f16> = true;
+
+// backend::cuda::half::Scaling: LossScale of src/backend/precision.rs, and what loss_scale (loss_scale.cu) makes of it for the last
+// kernel of a step.
+struct __align__(16) Scaling {
+    float scale;
+    u32 good_steps;
+    u64 skipped;
+    float alpha;    // Adam's, for the updates done
+    float inverse;  // of the scale that the step's gradients were multiplied by
+    u32 done;       // 0: the step is skipped
+    u32 reserved;
+};
+static_assert(sizeof(Scaling) == 32, "as backend::cuda::half::Scaling");
+
+__device__ __forceinline__ bool is_finite(float x) { return fabsf(x) < __uint_as_float(0x7f800000u); }
+
 // What storing x in T leaves of it.
 template <typename T>
 __device__ __forceinline__ float as_stored(float x) {

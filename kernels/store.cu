@@ -7,3 +7,4 @@
         if (i < n) to[i] = narrow<T>(from[i]);                                                                                  \
     }
 STORE(store_bf16, bf16)
+STORE(store_f16, f16)

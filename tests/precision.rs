@@ -386,12 +386,7 @@ fn f16_with_its_scale_trains_closer_to_f32_than_bf16_does() {
 
 #[test]
 fn a_device_without_16_bits_says_so() {
-    for (device, precision) in [
-        (Device::Cpu, Precision::Bf16),
-        (Device::Cpu, Precision::F16),
-        (Device::Auto, Precision::F16),
-        (Device::Cuda(0), Precision::F16),
-    ] {
+    for (device, precision) in [(Device::Cpu, Precision::Bf16), (Device::Cpu, Precision::F16)] {
         let error = device.engine_in(precision, 1).err().unwrap();
         assert!(error.is_usage(), "{error}");
         let text = error.to_string();

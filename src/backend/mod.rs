@@ -261,8 +261,8 @@ impl Device {
         self.engine_in(Precision::F32, threads)
     }
 
-    /// [`Self::engine`] in this precision. CUDA has bf16 on its fused path. [`Device::Reference`] has both types of 16 bits:
-    /// its plain loops in f32 round where [`precision`] says, which is slow, and shows what such a training comes to.
+    /// [`Self::engine`] in this precision. CUDA has 16 bits on its fused path. [`Device::Reference`] has them too: its plain
+    /// loops in f32 round where [`precision`] says, which is slow, and shows what such a training comes to.
     ///
     /// # Errors
     /// Also [`Error::Usage`](crate::Error::Usage) if the device has no engine of this precision.
@@ -280,7 +280,7 @@ impl Device {
         match self {
             #[cfg(feature = "cuda")]
             Device::Auto if half => match cuda::auto() {
-                Ok(engine) => Ok(Box::new(engine.in_precision(precision)?)),
+                Ok(engine) => Ok(Box::new(engine.in_precision(precision))),
                 Err(None) => refuse("auto (the CPU: there is no GPU)"),
                 Err(Some(reason)) => refuse(&format!("auto (the CPU: {reason})")),
             },
@@ -311,12 +311,7 @@ impl Device {
             }
             #[cfg(feature = "cuda")]
             Device::Cuda(ordinal) => {
-                // Before a device is opened.
-                let engine = |cuda| cuda::CudaEngine::new(cuda).in_precision(precision);
-                if precision == Precision::F16 {
-                    return refuse(&self.to_string());
-                }
-                Ok(Box::new(engine(cuda::Cuda::new(*ordinal)?)?))
+                Ok(Box::new(cuda::CudaEngine::new(cuda::Cuda::new(*ordinal)?).in_precision(precision)))
             }
             #[cfg(not(feature = "cuda"))]
             Device::Cuda(ordinal) => Err(crate::Error::device(

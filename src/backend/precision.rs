@@ -155,7 +155,7 @@ impl LossScale {
     /// `backoff_factor`
     pub const BACKOFF: f32 = 0.5;
     /// `growth_interval`
-    pub const GROWTH_STEPS: u32 = 2000;
+    pub const GROWTH_STEPS: u32 = crate::tuning::LOSS_SCALE_GROWTH_STEPS;
 
     /// What the gradients of the scaled loss are multiplied by.
     pub fn inverse(&self) -> f32 {

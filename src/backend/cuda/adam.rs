@@ -3,7 +3,7 @@
 use super::buffer::{View, ViewMut};
 use super::context::Context;
 use super::cross_entropy::MetricSums;
-use super::half::Bf16;
+use super::half::CopiesMut;
 use super::launch::{Call, blocks, size};
 use super::steps::{CURSORS, Step};
 use super::tokens::{Buckets, Pair};
@@ -115,7 +115,7 @@ pub(super) struct Summands<'a> {
 }
 
 /// The last kernel of the step at the cursor, of at most `rows` rows: the sums, Adam, metrics; then the cursor moves on.
-/// `stored` `[n]`: the copy of the parameters in 16 bits, updated where they are.
+/// `stored` `[n]`: the copy of the parameters in 16 bits, updated where they are; with f16, what `loss_scale` said of the step.
 #[allow(clippy::too_many_arguments)] // the kernel's
 pub(super) fn step(
     ctx: &Context,
@@ -128,7 +128,7 @@ pub(super) fn step(
     state: State<'_>,
     from: Summands<'_>,
     mut sums: ViewMut<'_, MetricSums>,
-    stored: Option<ViewMut<'_, Bf16>>,
+    stored: Option<CopiesMut<'_>>,
 ) -> Result<()> {
     let State { mut params, mut m, mut v } = state;
     let ModelConfig { vocab, embed: e, hidden, classes, .. } = *model;
@@ -152,7 +152,11 @@ pub(super) fn step(
     let most = if from.by_rows { rows.min(SEQUENCE_PARTIALS as usize) } else { from.partials.count as usize };
     let extent = Partials { count: size("adam_step", "partials", most)?, ..from.partials }.extent(layer);
     let [one_minus_beta1, one_minus_beta2, eps] = constants(config);
-    let kernel = if stored.is_some() { &ctx.kernels.adam_step_bf16 } else { &ctx.kernels.adam_step };
+    let kernel = match stored {
+        None => &ctx.kernels.adam_step,
+        Some(CopiesMut::Bf16(_)) => &ctx.kernels.adam_step_bf16,
+        Some(CopiesMut::F16(..)) => &ctx.kernels.adam_step_f16,
+    };
     let mut call = Call::new(ctx, kernel)
         .input("steps", steps, &[1])?
         .output("cursor", &mut cursor, &[CURSORS])?
@@ -185,12 +189,16 @@ pub(super) fn step(
         .f32(one_minus_beta1)
         .f32(one_minus_beta2)
         .f32(eps);
-    if let Some(mut stored) = stored {
-        call = call.output("stored [n]", &mut stored, &[n])?;
+    match stored {
+        None => {}
+        Some(CopiesMut::Bf16(mut stored)) => call = call.output("stored [n]", &mut stored, &[n])?,
+        Some(CopiesMut::F16(mut stored, scaling)) => {
+            call = call.output("stored [n]", &mut stored, &[n])?.input("scaling", scaling, &[1])?;
+        }
     }
     // SAFETY: the parameters are `steps, cursor, params, m, v, dx, sorted, begins, partials, h_last, dlogits, loss, hits,
     // sums, vocab, e, owned, buckets, capacity, layer_begin, layer_blocks, dense_begin, dense_blocks, hidden, classes, stride,
-    // most_partials, by_rows, one_minus_beta1, one_minus_beta2, eps`, and of adam_step_bf16 `stored`. The step has at most `rows` rows and so `capacity`
+    // most_partials, by_rows, one_minus_beta1, one_minus_beta2, eps`, and in 16 bits `stored`, and of f16 `scaling`. The step has at most `rows` rows and so `capacity`
     // tokens, which the engine has checked; blocks of the layer, the dense layer and the table stay within their ranges of
     // the arena, whose sizes were checked above, and threads of the table within its V·E numbers.
     unsafe { call.launch([grid, 1, 1], ADAM_THREADS, 0) }

@@ -270,10 +270,14 @@ kernels! {
         fused_step_h32_e16_bf16 fused_step_h32_e32_bf16 fused_step_h32_e64_bf16 fused_step_h64_e16_bf16
         fused_step_h64_e32_bf16
         fused_forward_h32_e16_bf16 fused_forward_h32_e32_bf16 fused_forward_h32_e64_bf16 fused_forward_h64_e16_bf16
-        fused_forward_h64_e32_bf16;
-    "store": store_bf16;
+        fused_forward_h64_e32_bf16
+        fused_step_h32_e16_f16 fused_step_h32_e32_f16 fused_step_h32_e64_f16 fused_step_h64_e16_f16 fused_step_h64_e32_f16
+        fused_forward_h32_e16_f16 fused_forward_h32_e32_f16 fused_forward_h32_e64_f16 fused_forward_h64_e16_f16
+        fused_forward_h64_e32_f16;
+    "store": store_bf16 store_f16;
+    "loss_scale": loss_scale;
     "tokens": sort_tokens;
-    "adam": adam adam_step adam_step_bf16 reduce_partials gradient_norm clip_scale;
+    "adam": adam adam_step adam_step_bf16 adam_step_f16 reduce_partials gradient_norm clip_scale;
 }
 
 /// Rows of U, of the [`SEQUENCE_STREAMED`](tuning::SEQUENCE_STREAMED) that the kernels for 128 units do not keep in

@@ -17,7 +17,8 @@
 //! product, in another order; there the path is the same on every device ([`Fused::within`]). A step that clips needs the norm of the whole gradient before Adam: it takes the
 //! sequence's path (or the cells'), with the gradients in an arena.
 //!
-//! bf16 ([`precision`](crate::backend::precision)) has kernels of the fused path alone: what does not take it is refused.
+//! bf16 and f16 ([`precision`](crate::backend::precision)) have kernels of the fused path alone: what does not take it is
+//! refused. A step in f16 has a third kernel, `loss_scale`, between the two.
 
 use super::batch::{Rows, gather};
 use super::buffer::{DeviceVec, Ids, View, ViewMut, clear, download, pinned_to_read, upload};
@@ -25,15 +26,15 @@ use super::context::Context;
 use super::cross_entropy::{self, Losses, MetricSums};
 use super::fused::{Fused, Unfused};
 use super::graph::Graph;
-use super::half::{Bf16, store_bf16};
+use super::half::{Copies, loss_scale};
 use super::lstm_sequence::{self, Plan, Trace, Weights};
 use super::steps::{CURSORS, Step};
 use super::tokens::{Buckets, Pair, Sorted, sort_tokens};
 use super::{Clip, Cuda, adam, dense, embedding, fill, fused};
 use crate::backend::checks;
 use crate::backend::{
-    AdamConfig, CrossEntropyDims, DenseDims, DeviceInfo, EmbeddingDims, Engine, Part, Parts, Precision,
-    SequenceDims, StepState, TrainState,
+    AdamConfig, CrossEntropyDims, DenseDims, DeviceInfo, EmbeddingDims, Engine, LossScale, Part, Parts,
+    Precision, SequenceDims, StepState, TrainState,
 };
 use crate::data::Examples;
 use crate::error::{Error, Result};
@@ -110,17 +111,8 @@ impl CudaEngine {
     }
 
     /// This engine in another precision, without what was loaded.
-    ///
-    /// # Errors
-    /// [`Error::Usage`] if there are no kernels of it.
-    pub fn in_precision(self, precision: Precision) -> Result<Self> {
-        if precision == Precision::F16 {
-            return Err(Error::usage(
-                "--precision",
-                "f16 has no CUDA kernels yet; use bf16, or --device reference (plain loops, slow)",
-            ));
-        }
-        Ok(Self { loaded: None, precision, ..self })
+    pub fn in_precision(self, precision: Precision) -> Self {
+        Self { loaded: None, precision, ..self }
     }
 
     /// The device.
@@ -335,6 +327,8 @@ struct Workspace {
     partials: Growing<f32>,
     /// `[B,H]`, of the fused path.
     h_last: Growing<f32>,
+    /// `[B,warps]`, of the fused path in f16.
+    finite: Growing<u32>,
 }
 
 /// The numbers that every array's size is made of.
@@ -404,6 +398,7 @@ impl Workspace {
         self.dembedded.fit(ctx, "a batch's gradients by embeddings", n("embedding", &[t, b, e])?)?;
         self.partials.fit(ctx, "the rows' gradients", n("gradients", &[b, fused::stride(&d.config)])?)?;
         self.h_last.fit(ctx, "a batch's last outputs", n("outputs", &[b, h])?)?;
+        self.finite.fit(ctx, "a batch's flags", n("flags", &[b, fused::MOST_WARPS])?)?;
         self.dlogits.fit(ctx, "a batch's gradients by logits", n("logits", &[b, c])?)?;
         self.loss.fit(ctx, "a batch's losses", b)?;
         self.hits.fit(ctx, "a batch's hits", b)
@@ -416,6 +411,7 @@ impl Workspace {
         self.dembedded.fits(d.tokens().saturating_mul(e))
             && self.partials.fits(b.saturating_mul(fused::stride(&d.config)))
             && self.h_last.fits(b.saturating_mul(h))
+            && self.finite.fits(b.saturating_mul(fused::MOST_WARPS))
             && self.dlogits.fits(b.saturating_mul(c))
             && self.loss.fits(b)
             && self.hits.fits(b)
@@ -699,8 +695,9 @@ struct Loaded {
     places: Places,
     adam: AdamConfig,
     params: DeviceVec<f32>,
-    /// The parameters in 16 bits: only in bf16.
-    stored: Option<DeviceVec<Bf16>>,
+    precision: Precision,
+    /// The parameters in 16 bits: not in f32.
+    stored: Option<Copies>,
     /// Only of steps that clip, or have no rows.
     grads: Growing<f32>,
     m: DeviceVec<f32>,
@@ -747,10 +744,7 @@ impl Loaded {
         precision: Precision,
     ) -> Result<Self> {
         let places = Places::new(model)?;
-        let stored = match precision {
-            Precision::F32 => None,
-            _ => Some(DeviceVec::new(ctx, "the parameters in 16 bits", places.len)?),
-        };
+        let stored = Copies::new(ctx, precision, places.len)?;
         let resident = |examples: Option<&Examples>| examples.map(|e| Resident::new(ctx, e)).transpose();
         let mut loaded = Self {
             graphs: HashMap::new(),
@@ -759,6 +753,7 @@ impl Loaded {
             buckets: Buckets::new(model.config.vocab, model.config.embed),
             adam,
             params: places.from_host(ctx, "the parameters", &state.params)?,
+            precision,
             stored,
             grads: Growing::default(),
             m: places.from_host(ctx, "Adam's first moment", &state.m)?,
@@ -790,29 +785,30 @@ impl Loaded {
         if loaded.train.is_some()
             && let Err(why) = loaded.fused
         {
-            loaded.refuse_bf16(&why.to_string())?;
+            loaded.refuse_half(&why.to_string())?;
         }
-        loaded.store(ctx)?;
+        loaded.store(ctx, state.loss_scale)?;
         Ok(loaded)
     }
 
-    /// Rounds the parameters to what they are stored in, if that is not f32.
-    fn store(&mut self, ctx: &Context) -> Result<()> {
+    /// Rounds the parameters to what they are stored in, if that is not f32, and sets the loss' scale.
+    fn store(&mut self, ctx: &Context, scale: LossScale) -> Result<()> {
         match &mut self.stored {
             None => Ok(()),
-            Some(stored) => store_bf16(ctx, self.params.view(), stored.view_mut()),
+            Some(stored) => stored.store(ctx, self.params.view(), scale),
         }
     }
 
-    /// The error of bf16 where there are no kernels for it.
-    fn refuse_bf16(&self, why: &str) -> Result<()> {
+    /// The error of 16 bits where there are no kernels for them.
+    fn refuse_half(&self, why: &str) -> Result<()> {
         if self.stored.is_none() {
             return Ok(());
         }
         Err(Error::usage(
             "--precision",
             format!(
-                "bf16 on CUDA is there on the fused path alone ({why}); use f32, or --device reference (slow)"
+                "{} on CUDA is there on the fused path alone ({why}); use f32, or --device reference (slow)",
+                self.precision
             ),
         ))
     }
@@ -907,14 +903,30 @@ impl Loaded {
         };
         let (steps, cursor, shape) = (self.steps.view(), self.cursor.view_mut(), (d.rows, d.t));
         let params = self.params.view();
-        match &self.stored {
+        match &mut self.stored {
             None => {
                 let weights = self.places.weights(params, params)?;
-                fused::step(ctx, fused, &d.config, shape, steps, cursor, from, weights, to)?;
+                fused::step(ctx, fused, &d.config, shape, steps, cursor, from, weights, to, None)?;
             }
-            Some(stored) => {
+            Some(Copies::Bf16(stored)) => {
                 let weights = self.places.weights(params, stored.view())?;
-                fused::step(ctx, fused, &d.config, shape, steps, cursor, from, weights, to)?;
+                fused::step(ctx, fused, &d.config, shape, steps, cursor, from, weights, to, None)?;
+            }
+            Some(Copies::F16(stored, scaling)) => {
+                let weights = self.places.weights(params, stored.view())?;
+                let flags = d.rows.saturating_mul(fused.warps());
+                let says = Some((scaling.view(), self.work.finite.front_mut(flags)?));
+                fused::step(ctx, fused, &d.config, shape, steps, cursor, from, weights, to, says)?;
+                let (finite, cursor) = (self.work.finite.front(flags)?, self.cursor.view());
+                loss_scale(
+                    ctx,
+                    &self.adam,
+                    (d.rows, fused.warps()),
+                    steps,
+                    cursor,
+                    finite,
+                    scaling.view_mut(),
+                )?;
             }
         }
         self.adam_step(ctx, d, None)
@@ -954,7 +966,7 @@ impl Loaded {
             adam::State { params: self.params.view_mut(), m: self.m.view_mut(), v: self.v.view_mut() };
         let (arena, cursor) = (self.places.arena(), self.cursor.view_mut());
         let shape = (d.rows, d.t);
-        let stored = self.stored.as_mut().map(DeviceVec::view_mut);
+        let stored = self.stored.as_mut().map(Copies::view_mut);
         let sums = self.sums.view_mut();
         adam::step(ctx, &self.adam, &d.config, shape, steps, cursor, arena, state, from, sums, stored)
     }
@@ -976,10 +988,10 @@ impl Loaded {
         // Room for the largest batch first, so that no step is recorded twice.
         let largest = steps.iter().map(|step| step.rows as usize).max().unwrap_or(0);
         if steps.iter().any(|step| step.clips() || step.rows == 0) {
-            self.refuse_bf16("a step that clips its gradient, or has no rows, does not take it")?;
+            self.refuse_half("a step that clips its gradient, or has no rows, does not take it")?;
         }
         if largest.max(self.batch_rows) > SEQUENCE_PARTIALS as usize {
-            self.refuse_bf16(&Unfused::Batch(largest.max(self.batch_rows)).to_string())?;
+            self.refuse_half(&Unfused::Batch(largest.max(self.batch_rows)).to_string())?;
         }
         self.prepare(ctx, largest, t, steps)?;
         for steps in steps.chunks(self.table_steps(t)) {
@@ -1150,7 +1162,11 @@ impl Loaded {
                     let weights = self.places.weights(params, params)?;
                     fused::forward(ctx, &fused, &config, (all, t), x, weights, to)?;
                 }
-                Some(stored) => {
+                Some(Copies::Bf16(stored)) => {
+                    let weights = self.places.weights(params, stored.view())?;
+                    fused::forward(ctx, &fused, &config, (all, t), x, weights, to)?;
+                }
+                Some(Copies::F16(stored, _)) => {
                     let weights = self.places.weights(params, stored.view())?;
                     fused::forward(ctx, &fused, &config, (all, t), x, weights, to)?;
                 }
@@ -1158,7 +1174,7 @@ impl Loaded {
             let (loss, hits) = (self.eval_loss.front(all)?, self.eval_hits.front(all)?);
             cross_entropy::metrics(ctx, loss, hits, self.evaluated.view_mut(), None, all, batch_size)?;
         } else {
-            self.refuse_bf16("a forward pass of this shape does not fit it")?;
+            self.refuse_half("a forward pass of this shape does not fit it")?;
             self.evaluate_in_chunks(ctx, part, all, t, batch_size)?;
         }
         let sums = download(ctx, &format!("the metrics of evaluating {part:?}"), self.evaluated.view())?;
@@ -1209,7 +1225,7 @@ impl Loaded {
         }
         let fused = self.forward_fused(ctx, t);
         if fused.is_none() {
-            self.refuse_bf16("a forward pass of this shape does not fit it")?;
+            self.refuse_half("a forward pass of this shape does not fit it")?;
         }
         let chunk = chunk(&self.dims(1, t)).min(rows);
         match fused {
@@ -1233,7 +1249,11 @@ impl Loaded {
                             let weights = self.places.weights(params, params)?;
                             fused::forward(ctx, fused, &d.config, (d.rows, t), x, weights, to)?;
                         }
-                        Some(stored) => {
+                        Some(Copies::Bf16(stored)) => {
+                            let weights = self.places.weights(params, stored.view())?;
+                            fused::forward(ctx, fused, &d.config, (d.rows, t), x, weights, to)?;
+                        }
+                        Some(Copies::F16(stored, _)) => {
                             let weights = self.places.weights(params, stored.view())?;
                             fused::forward(ctx, fused, &d.config, (d.rows, t), x, weights, to)?;
                         }
@@ -1331,7 +1351,7 @@ impl Engine for CudaEngine {
             m: loaded.places.download(&ctx, "Adam's first moment", loaded.m.view())?,
             v: loaded.places.download(&ctx, "Adam's second moment", loaded.v.view())?,
             t: loaded.t,
-            loss_scale: Default::default(),
+            loss_scale: loaded.stored.as_ref().map_or(Ok(LossScale::default()), |s| s.loss_scale(&ctx))?,
         })
     }
 
@@ -1343,6 +1363,6 @@ impl Engine for CudaEngine {
         places.upload(&ctx, "Adam's first moment", loaded.m.view_mut(), &state.m)?;
         places.upload(&ctx, "Adam's second moment", loaded.v.view_mut(), &state.v)?;
         loaded.t = state.t;
-        loaded.store(&ctx)
+        loaded.store(&ctx, state.loss_scale)
     }
 }

@@ -2,7 +2,7 @@
 
 use super::buffer::{Ids, View, ViewMut};
 use super::context::{Context, Kernel, Kernels};
-use super::half::Stored;
+use super::half::{Scaling, Stored};
 use super::launch::{Call, size};
 use super::steps::{CURSORS, Step};
 use crate::error::Result;
@@ -12,6 +12,8 @@ use std::fmt;
 
 /// Most hidden units of the fused kernels.
 const MOST_HIDDEN: usize = 64;
+/// Warps of a block of them: four threads a unit.
+pub(super) const MOST_WARPS: usize = 4 * MOST_HIDDEN / 32;
 
 /// Shared memory of a block that every GPU has which the kernels run on (compute capability 7.5 has the least).
 const LEAST_SHARED: usize = 64 << 10;
@@ -114,6 +116,11 @@ impl Fused {
         (self.forward_bytes <= available).then_some(self)
     }
 
+    /// Warps of a block.
+    pub(super) fn warps(&self) -> usize {
+        self.threads() as usize / 32
+    }
+
     /// Threads of a block.
     fn threads(&self) -> u32 {
         4 * self.padded
@@ -135,7 +142,7 @@ impl fmt::Display for Fused {
 }
 
 /// The kernels of the fused path, each of which is given all the shared memory there is.
-pub(super) fn all(k: &Kernels) -> [&Kernel; 20] {
+pub(super) fn all(k: &Kernels) -> [&Kernel; 30] {
     [
         &k.fused_step_h32_e16,
         &k.fused_step_h32_e32,
@@ -157,6 +164,16 @@ pub(super) fn all(k: &Kernels) -> [&Kernel; 20] {
         &k.fused_forward_h32_e64_bf16,
         &k.fused_forward_h64_e16_bf16,
         &k.fused_forward_h64_e32_bf16,
+        &k.fused_step_h32_e16_f16,
+        &k.fused_step_h32_e32_f16,
+        &k.fused_step_h32_e64_f16,
+        &k.fused_step_h64_e16_f16,
+        &k.fused_step_h64_e32_f16,
+        &k.fused_forward_h32_e16_f16,
+        &k.fused_forward_h32_e32_f16,
+        &k.fused_forward_h32_e64_f16,
+        &k.fused_forward_h64_e16_f16,
+        &k.fused_forward_h64_e32_f16,
     ]
 }
 
@@ -215,7 +232,7 @@ pub(super) struct Source<'a> {
 }
 
 /// Forward and backward of the step at the cursor, which has at most `rows` rows; also tells the step's last kernel which
-/// step this is.
+/// step this is. `scaling`: of f16, the loss' scale, and where to say of each warp of each row whether its gradients are finite.
 #[allow(clippy::too_many_arguments)] // the kernel's
 pub(super) fn step<S: Stored>(
     ctx: &Context,
@@ -227,6 +244,7 @@ pub(super) fn step<S: Stored>(
     from: Source<'_>,
     weights: Weights<'_, S>,
     to: Gradients<'_>,
+    scaling: Option<(View<'_, Scaling>, ViewMut<'_, u32>)>,
 ) -> Result<()> {
     let Gradients { mut dx, mut partials, mut h_last, mut dlogits, mut loss, mut hits } = to;
     let ModelConfig { embed: e, hidden: h, classes: c, .. } = *config;
@@ -240,7 +258,7 @@ pub(super) fn step<S: Stored>(
         .input("x [N,T]", from.x.view, &[t])?
         .input("labels [N]", from.labels.view, &[1])?
         .input("order", from.order, &[])?;
-    let call = push(call, config, &weights)?
+    let mut call = push(call, config, &weights)?
         .output("dx [T,B,E]", &mut dx, &[t, rows, e])?
         .output("partials [B,stride]", &mut partials, &[rows, stride])?
         .output("h_last [B,H]", &mut h_last, &[rows, h])?
@@ -253,9 +271,16 @@ pub(super) fn step<S: Stored>(
         .size("C", c)?
         .u64(stride as u64)
         .size("shared floats", floats)?;
+    if let Some((scaling, mut finite)) = scaling {
+        call = call.input("scaling", scaling, &[1])?.output(
+            "finite [B,warps]",
+            &mut finite,
+            &[rows, fused.warps()],
+        )?;
+    }
     let grid = size("fused_step", "rows", rows)?;
     // SAFETY: the parameters are `steps, cursor, data, labels, order, table, w, u, b, dense_w, dense_b, dx, partials, h_last,
-    // dlogits, loss, hits, t, e, hidden, classes, stride, shared_floats`. A block below the step's rows, of which there are
+    // dlogits, loss, hits, t, e, hidden, classes, stride, shared_floats`, and of f16 `scaling, finite`. A block below the step's rows, of which there are
     // at most `rows`, has one row of every array: all were checked; the engine has checked that the step's rows lie within
     // the order, the order's within the data set, and ids and labels were compared with V and C above. The kernel is wide
     // enough for H and E, and its shared memory is what `Fused::new` counts, allowed when the kernels were loaded.

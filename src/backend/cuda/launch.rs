@@ -151,6 +151,11 @@ impl<'c> Call<'c> {
         self.push(x.to_ne_bytes())
     }
 
+    /// A double.
+    pub(super) fn f64(self, x: f64) -> Self {
+        self.push(x.to_ne_bytes())
+    }
+
     /// Launches the kernel on the context's stream. A grid with a side of 0 has nothing to do and is not launched.
     ///
     /// # Safety

@@ -269,6 +269,9 @@ fn info_lists_the_device_and_every_kernel_without_spills() {
     for kernel in [
         "fused_step_h32_e16",
         "fused_forward_h64_e32",
+        "fused_step_h32_e64_bf16",
+        "fused_forward_h64_e16_f16",
+        "loss_scale",
         "adam_step",
         "sort_tokens",
         "lstm_sequence_forward_h32",

@@ -148,6 +148,10 @@ fn cuda_paths() -> Vec<String> {
         "Steps on CUDA     fused (2 kernels a step) where H <= 64, E <= 64 (32 where H > 32), batch <= {} and a row fits:",
         recurve::tuning::SEQUENCE_PARTIALS
     ));
+    lines.push(
+        "  --precision     f32 everywhere; bf16 (2 kernels a step) and f16 (3) where a step is fused"
+            .to_string(),
+    );
     for (h, e) in [(32, 16), (32, 32), (32, 64), (64, 16), (64, 32)] {
         let config = ModelConfig { hidden: h, embed: e, ..ModelConfig::default() };
         let longest = |kibibytes: usize| {

@@ -5,6 +5,8 @@
 //! * Before a row is timed its answer is compared with the f64 oracle's, by the parity tests' own code.
 //! * `GFLOP/s`: 10^9 flops, two for each multiply-add of a product; activations are not counted. `GB/s`: 10^9 compulsory
 //!   bytes, each input read once and each output written once (`costs/mod.rs`).
+//! * A line after each row of the CPU back end gives its best sample's GFLOP/s as a share of the FMA peak that as many
+//!   threads were measured to reach on registers alone when the bench began.
 //! * Rows of a GPU are timed by the device's own clock, from before the first to after the last call of a sample, with
 //!   everything on the device already. Where a call is shorter than it takes to launch, that is what is measured.
 //! * Each row calls again and again with the same buffers: small shapes measure the cache, not memory. What accumulates
@@ -16,7 +18,7 @@
 
 use criterion::measurement::{Measurement, ValueFormatter, WallTime};
 use criterion::{Bencher, BenchmarkGroup, Criterion, Throughput};
-use recurve::backend::cpu::{Cpu, processor_name};
+use recurve::backend::cpu::{Cpu, fma_peak, processor_name};
 use recurve::backend::reference::Reference;
 use recurve::backend::{CellDims, CrossEntropyDims, DenseDims, EmbeddingDims, MatmulDims, Ops, SequenceDims};
 use std::cell::Cell;
@@ -133,7 +135,8 @@ fn gpu() -> Gpu {
 /// What everything is timed on.
 struct Machines {
     reference: Reference<f32>,
-    cpus: Vec<Cpu>,
+    /// And the operations a second that each reaches at most.
+    cpus: Vec<(Cpu, f64)>,
     gpu: Gpu,
 }
 
@@ -184,9 +187,20 @@ impl Rows<'_> {
         if costs::size::<P>(case) <= SMALL {
             self.host::<P, _>(&format!("{how}reference"), &machines.reference, case);
         }
-        for cpu in &machines.cpus {
+        for (cpu, peak) in &machines.cpus {
             let plural = if cpu.threads() == 1 { "" } else { "s" };
-            self.host::<P, _>(&format!("{how}cpu, {} thread{plural}", cpu.threads()), cpu, case);
+            let row = format!("{how}cpu, {} thread{plural}", cpu.threads());
+            let best = self.host::<P, _>(&row, cpu, case);
+            let flops = costs::flops::<P>(case) as f64 / best;
+            if flops > 0.0 {
+                println!(
+                    "{}/{row}: at best {:.1} GFLOP/s, {:.0} % of the measured FMA peak of {:.1} GFLOP/s",
+                    self.name,
+                    flops / 1e9,
+                    100.0 * flops / peak,
+                    peak / 1e9
+                );
+            }
         }
         #[cfg(feature = "cuda")]
         if let Ok(cuda) = &machines.gpu {
@@ -201,13 +215,22 @@ impl Rows<'_> {
         }
     }
 
-    fn host<P: Work, O: Ops>(&mut self, name: &str, ops: &O, case: &P::Case) {
+    /// Returns the seconds of a call in the best sample; infinite where none was timed.
+    fn host<P: Work, O: Ops>(&mut self, name: &str, ops: &O, case: &P::Case) -> f64 {
+        let best = Cell::new(f64::INFINITY);
         self.row::<P, O>(name, ops, case, |bencher, buffers| {
-            bencher.iter(|| {
-                P::call(ops, case, buffers).expect("it has just worked");
-                ops.synchronize().expect("a host is always done");
+            bencher.iter_custom(|iterations| {
+                let begun = Instant::now();
+                for _ in 0..iterations {
+                    P::call(ops, case, buffers).expect("it has just worked");
+                    ops.synchronize().expect("a host is always done");
+                }
+                let took = begun.elapsed();
+                best.set(best.get().min(took.as_secs_f64() / iterations as f64));
+                took
             });
         });
+        best.get()
     }
 
     /// Checks, then times, one row, if the command line asks for it.
@@ -320,7 +343,11 @@ fn heads(bench: &mut Bench) {
         bench.time::<dense::Backward>(&shape, d);
     }
     for (b, c) in [(32, 2), (99, 31), (256, 1000), (4096, 2)] {
-        let case = cross_entropy::Case { d: CrossEntropyDims { b, c }, logits: cross_entropy::Logits::Plain };
+        let case = cross_entropy::Case {
+            d: CrossEntropyDims { b, c },
+            logits: cross_entropy::Logits::Plain,
+            weighted: false,
+        };
         let shape = format!("B{b}_C{c}");
         bench.time::<cross_entropy::Forward>(&shape, case);
         bench.time::<cross_entropy::Backward>(&shape, case);
@@ -344,10 +371,15 @@ fn main() {
     if all.threads() > 1 {
         cpus.push(all);
     }
+    let with_peak = |cpu: Cpu| {
+        let peak = fma_peak(&cpu, Duration::from_millis(200));
+        (cpu, peak)
+    };
+    let cpus = cpus.into_iter().map(with_peak).collect();
     let machines = Machines { reference: Reference::new(), cpus, gpu: gpu() };
     println!("reference: {} ({})", machines.reference.name(), processor_name());
-    for cpu in &machines.cpus {
-        println!("cpu: {} ({})", cpu.name(), processor_name());
+    for (cpu, peak) in &machines.cpus {
+        println!("cpu: {} ({}), FMA peak {:.1} GFLOP/s", cpu.name(), processor_name(), peak / 1e9);
     }
     match &machines.gpu {
         #[cfg(feature = "cuda")]

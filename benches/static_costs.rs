@@ -214,7 +214,7 @@ impl Report<'_> {
         }
         for &(b, c) in self.shapes(&[(32, 2), (99, 31), (256, 1000)]) {
             let d = CrossEntropyDims { b, c };
-            let case = cross_entropy::Case { d, logits: cross_entropy::Logits::Plain };
+            let case = cross_entropy::Case { d, logits: cross_entropy::Logits::Plain, weighted: false };
             let shape = format!("B {b}, C {c}");
             self.count::<cross_entropy::Forward>(&shape, &case);
             self.count::<cross_entropy::Backward>(&shape, &case);

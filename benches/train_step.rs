@@ -4,7 +4,9 @@
 //!
 //! `cargo bench --bench train_step`; `-- --test` only checks. Criterion reports examples a second; a line after each
 //! training bench gives the fastest steps' GFLOP/s, products of the recurrent layer alone (6·B·T·(E+H)·4H for forward
-//! and backward), and their share of the FMA peak that was measured on as many threads when the bench began.
+//! and backward), and their share of the FMA peak that was measured on as many threads when the bench began. Products with W
+//! count for every token, though the engine makes them once for each distinct token of a block: wide embeddings can pass
+//! the peak.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use recurve::backend::cpu::{Cpu, CpuEngine, Isa, fma_peak};

@@ -1,32 +1,36 @@
 // Softmax and sparse cross entropy through log-softmax, unclipped, and the running loss and accuracy.
-//   forward    probs = exp(z)/sum(exp(z)), z = logits − max;  loss = log(sum) − z[label];  hit = first largest logit is the label's
-//   backward   dlogits = (probs − onehot(label))/B
+//   forward    probs = exp(z)/sum(exp(z)), z = logits − max;  loss = (log(sum) − z[label])·weight;  hit = first largest logit is the
+//              label's
+//   backward   dlogits = (probs − onehot(label))/B·weight;  weight = class_weights[label], 1 if class_weights is null
 //   metrics    sums += each batch's mean loss and its hits, batch by batch, in f64; then the cursor moves on
-// Shapes: logits probs dlogits [B,C], labels loss hits [B]. Labels are below C: the host has checked.
+// Shapes: logits probs dlogits [B,C], labels loss hits [B], class_weights [C]. Labels are below C: the host has checked.
 // Launch: forward a warp a row, DENSE_WARPS warps a block; backward a thread an element; metrics one block of METRIC_THREADS.
 #include "cross_entropy.cuh"
 
 // labels null: only probs are written.
 extern "C" __global__ void __launch_bounds__(DENSE_WARPS * WARP)
-cross_entropy_forward(const float* logits, const u32* labels, float* probs, float* loss, float* hits, u32 batch, u32 classes) {
+cross_entropy_forward(const float* logits, const u32* labels, const float* class_weights, float* probs, float* loss, float* hits,
+                      u32 batch, u32 classes) {
     const u64 row = (u64)blockIdx.x * DENSE_WARPS + threadIdx.x / WARP;
     if (row >= batch) return;
     const u32 lane = threadIdx.x % WARP;
     const RowLoss found = softmax_row(logits + row * classes, probs + row * classes, classes, labels, labels ? labels[row] : 0);
     if (labels && lane == 0) {
-        loss[row] = found.loss;
+        loss[row] = class_weights ? found.loss * class_weights[labels[row]] : found.loss;
         hits[row] = found.hit;
     }
 }
 
 extern "C" __global__ void __launch_bounds__(ELEMENT_THREADS)
-cross_entropy_backward(const float* probs, const u32* labels, float* dlogits, u32 batch, u32 classes) {
+cross_entropy_backward(const float* probs, const u32* labels, const float* class_weights, float* dlogits, u32 batch, u32 classes) {
     const u64 i = (u64)blockIdx.x * ELEMENT_THREADS + threadIdx.x;
     if (i >= (u64)batch * classes) return;
     const u64 row = i / classes;
     const u32 col = (u32)(i - row * classes);
-    const float onehot = labels[row] == col ? 1.0f : 0.0f;
-    dlogits[i] = (probs[i] - onehot) / (float)batch;
+    const u32 label = labels[row];
+    const float onehot = label == col ? 1.0f : 0.0f;
+    const float gradient = (probs[i] - onehot) / (float)batch;
+    dlogits[i] = class_weights ? gradient * class_weights[label] : gradient;
 }
 
 // One warp a batch of batch_size rows (the last may be smaller), METRIC_BATCHES batches between two barriers; one thread adds them in

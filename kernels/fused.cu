@@ -13,9 +13,10 @@
 //   fused_forward   1 and 2 alone, of the rows first + blockIdx, …: probs, or loss and hits, or all.
 //   _hHP_eEP        H is padded to HP (32 or 64), E to EP (16, 32 or 64); what is padded holds zeros.
 // Shapes: x [N,T], labels order [N], table [V,E], w [E,4H], u [H,4H], b [4H], dense_w [H,C], dense_b [C], dx [T,rows,E], loss hits
-// [rows], probs dlogits [rows,C], h_last [rows,H]. Ids are below V, labels below C, the order's rows below N: the host has checked.
-// Launch: fused_step a block a row of the largest batch (those beyond the step's rows leave), fused_forward any grid; block 4·HP, thread tid = unit tid/4,
-// gate tid%4; dynamic shared as lstm_sequence::fused_floats says.
+// [rows], probs dlogits [rows,C], h_last [rows,H], class_weights [C] or null (all 1). Ids are below V, labels below C, the order's
+// rows below N: the host has checked.
+// Launch: fused_step a block a row of the largest batch (those beyond the step's rows leave), fused_forward any grid; block 4·HP,
+// thread tid = unit tid/4, gate tid%4; dynamic shared as lstm_sequence::fused_floats says.
 #include "fused.cuh"
 
 FUSED(32, 16, , float, NO_PARAMETERS, NO_ARGUMENTS)

@@ -103,7 +103,8 @@ __device__ __forceinline__ void classify(const float* h, const Weights<T>& a, fl
 
 template <u32 HP, u32 EP, typename T>
 __device__ __forceinline__ void fused_step(const Step* steps, u32* cursor, const u32* data, const u32* labels, const u32* order,
-                                           const Weights<T>& a, float* dx, float* partials, float* h_last, float* dlogits, float* loss,
+                                           const float* class_weights, const Weights<T>& a, float* dx, float* partials, float* h_last,
+                                           float* dlogits, float* loss,
                                            float* hits, u32 t, u32 e, u32 hidden, u32 classes, u64 stride, u32 shared_floats,
                                            const Scaling* scaling, u32* finite) {
     constexpr u32 THREADS = GATES * HP;
@@ -153,9 +154,10 @@ __device__ __forceinline__ void fused_step(const Step* steps, u32* cursor, const
         const u32 label = labels[example];
         // Each lane's own classes: the probabilities, then the gradient in their place.
         const RowLoss found = softmax_row(logits, dlogits_own, classes, true, label);
+        const float weight = class_weights ? class_weights[label] : 1.0f;
         for (u32 c = threadIdx.x; c < classes; c += WARP) {
             const float onehot = label == c ? 1.0f : 0.0f;
-            float gradient = (dlogits_own[c] - onehot) / (float)rows;
+            float gradient = (dlogits_own[c] - onehot) / (float)rows * weight;
             if constexpr (SCALES<T>) {
                 gradient *= scaling->scale;
                 all_finite &= is_finite(gradient);
@@ -164,7 +166,7 @@ __device__ __forceinline__ void fused_step(const Step* steps, u32* cursor, const
             dlogits[(u64)row * classes + c] = gradient;
         }
         if (threadIdx.x == 0) {
-            loss[row] = found.loss;
+            loss[row] = found.loss * weight;
             hits[row] = found.hit;
         }
     }
@@ -297,10 +299,10 @@ __device__ __forceinline__ void fused_forward(const u32* data, const u32* labels
 #define FUSED(hp, ep, suffix, T, parameters, arguments)                                                                         \
     extern "C" __global__ void __launch_bounds__(GATES* hp)                                                                     \
     fused_step_h##hp##_e##ep##suffix(const Step* steps, u32* cursor, const u32* data, const u32* labels, const u32* order,      \
-                             const T* table, const T* w, const T* u, const float* b, const T* dense_w,                          \
+                             const float* class_weights, const T* table, const T* w, const T* u, const float* b, const T* dense_w, \
                              const float* dense_b, float* dx, float* partials, float* h_last, float* dlogits, float* loss,      \
                              float* hits, u32 t, u32 e, u32 hidden, u32 classes, u64 stride, u32 shared_floats parameters) {    \
-        fused_step<hp, ep, T>(steps, cursor, data, labels, order, Weights<T>{table, w, u, b, dense_w, dense_b}, dx, partials, h_last, \
+        fused_step<hp, ep, T>(steps, cursor, data, labels, order, class_weights, Weights<T>{table, w, u, b, dense_w, dense_b}, dx, partials, h_last, \
                            dlogits, loss, hits, t, e, hidden, classes, stride, shared_floats arguments);                        \
     }                                                                                                                           \
     extern "C" __global__ void __launch_bounds__(GATES* hp)                                                                     \

@@ -124,8 +124,7 @@ __device__ __forceinline__ void gemm(const float* a, const float* b, const float
 #pragma unroll
             for (u32 i = 0; i < PER_THREAD; ++i) {
                 if (first_row + row + i >= m) continue;
-                *(float4*)(out + (u64)(first_row + row + i) * n + first_col + col) =
-                    make_float4(sum[i][0], sum[i][1], sum[i][2], sum[i][3]);
+                store4(out + (u64)(first_row + row + i) * n + first_col + col, sum[i][0], sum[i][1], sum[i][2], sum[i][3]);
             }
             return;
         }

@@ -150,8 +150,14 @@ impl Checkpoint {
 
     /// Writes the file whole or not at all.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let bytes = self.to_bytes().map_err(|message| Error::format(path, "", message))?;
-        files::write_bytes(path, &bytes)
+        self.save_all(&[path])
+    }
+
+    /// The same under several names, one after the other.
+    pub fn save_all(&self, paths: &[&Path]) -> Result<()> {
+        let Some(first) = paths.first() else { return Ok(()) };
+        let bytes = self.to_bytes().map_err(|message| Error::format(first, "", message))?;
+        paths.iter().try_for_each(|path| files::write_bytes(path, &bytes))
     }
 
     fn to_bytes(&self) -> std::result::Result<Vec<u8>, String> {
@@ -177,7 +183,7 @@ impl Checkpoint {
         {
             tensors.extend(arena_tensors(&self.model, prefix, arena)?);
         }
-        let rows = little_endian(self.train_rows.iter().map(|row| row.to_le_bytes()));
+        let rows = little_endian(&self.train_rows, u32::to_le_bytes);
         let shape = vec![self.train_rows.len()];
         tensors.push((TRAIN_ROWS.to_string(), Tensor { dtype: Dtype::U32, shape, bytes: rows }));
         to_safetensors(&tensors, Some((KEY, json)))
@@ -321,13 +327,16 @@ pub(crate) struct Tensor {
 
 impl Tensor {
     pub(crate) fn f32(shape: Vec<usize>, values: &[f32]) -> Self {
-        let bytes = little_endian(values.iter().map(|x| x.to_le_bytes()));
-        Self { dtype: Dtype::F32, shape, bytes }
+        Self { dtype: Dtype::F32, shape, bytes: little_endian(values, f32::to_le_bytes) }
     }
 }
 
-fn little_endian(words: impl Iterator<Item = [u8; 4]>) -> Vec<u8> {
-    words.flatten().collect()
+fn little_endian<T: Copy>(values: &[T], bytes_of: impl Fn(T) -> [u8; 4]) -> Vec<u8> {
+    let mut bytes = vec![0; 4 * values.len()];
+    for (bytes, &value) in bytes.chunks_exact_mut(4).zip(values) {
+        bytes.copy_from_slice(&bytes_of(value));
+    }
+    bytes
 }
 
 fn arena_tensors(

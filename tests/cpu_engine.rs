@@ -74,7 +74,7 @@ fn bits(state: &TrainState) -> [Vec<u32>; 3] {
 }
 
 /// Batch, time steps, V, E, H, C.
-const SHAPES: [(usize, usize, usize, usize, usize, usize); 14] = [
+const SHAPES: [(usize, usize, usize, usize, usize, usize); 16] = [
     (1, 1, 2, 1, 1, 2),
     (32, 32, 500, 16, 32, 2),
     (19, 31, 40, 19, 33, 3),
@@ -91,6 +91,9 @@ const SHAPES: [(usize, usize, usize, usize, usize, usize); 14] = [
     // A phase of its own for the weights' gradients.
     (19, 3, 40, 99, 150, 2),
     (33, 2, 20, 5, 257, 33),
+    // Several pieces of time, without that phase and with it.
+    (16, 40, 600, 3, 130, 2),
+    (16, 31, 500, 19, 180, 2),
 ];
 
 #[test]

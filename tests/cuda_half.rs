@@ -121,7 +121,9 @@ fn a_step_is_the_rounding_oracles(precision: Precision) {
                     relative(rounding),
                     engine.cuda().name()
                 );
-                assert!(relative(worst) <= 4.0, "{}: {}", spec.name, relative(worst));
+                // Measured: up to .08, in sums of which a few numbers tipped; where one of the type's roundings is left out,
+                // more (scripts/mutants).
+                assert!(relative(worst) <= 0.25, "{}: {}", spec.name, relative(worst));
             }
             let ours = engine.evaluate(Part::Test, 4).unwrap();
             let (a, b) = (ours.loss_sum / ours.batches as f64, evaluated.loss_sum / evaluated.batches as f64);

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 use recurve::data::Sequences;
+use recurve::data::batch::{Side, pad_sequences};
 use recurve::data::imdb::{self, Inputs};
 use recurve::data::npz::{Array, NpzArchive, Output, Values, write_npz, write_npz_to};
 use recurve::data::pickle;
@@ -287,6 +288,25 @@ fn a_rank_beyond_32_bits_is_out_of_vocabulary() {
     let parts = [("x_train.npy", lists(&[&[1 << 40]])), ("y_train.npy", i8s("(1,)", &[0]))];
     let error = imdb::read(&mut archive_of(&parts), usize::MAX).unwrap_err().to_string();
     assert!(error.contains("row 0") && error.contains("1099511627776"), "{error}");
+}
+
+#[test]
+fn lists_cut_while_they_are_read_are_padded_to_the_same_rows() {
+    for file in [fixture("np2-savez")] {
+        let whole = imdb::load(&file, 10_000).unwrap();
+        for (maxlen, truncating) in (1..8).flat_map(|maxlen| [(maxlen, Side::Pre), (maxlen, Side::Post)]) {
+            let cut = imdb::load_cut(&file, 10_000, Some(maxlen), truncating).unwrap();
+            for (whole, cut) in
+                [(&whole.train, &cut.train), (whole.test.as_ref().unwrap(), cut.test.as_ref().unwrap())]
+            {
+                assert_eq!(whole.y, cut.y);
+                let (Inputs::Ragged(whole), Inputs::Ragged(cut)) = (&whole.x, &cut.x) else { panic!() };
+                assert!(cut.iter().all(|ids| ids.len() <= maxlen));
+                let padded = |x| pad_sequences(x, maxlen, Side::Pre, truncating);
+                assert_eq!(padded(whole), padded(cut), "{maxlen} {truncating:?}");
+            }
+        }
+    }
 }
 
 #[test]

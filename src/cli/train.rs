@@ -75,7 +75,7 @@ pub struct TrainArgs {
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = in_range(1, TrainOptions::BATCH_SIZE_MAX))]
     batch_size: usize,
     /// Learning rate of Adam, above 0
-    #[arg(long, value_name = "F", default_value_t = 0.001)]
+    #[arg(long, value_name = "F", default_value_t = 0.001, allow_negative_numbers = true)]
     lr: f32,
     /// What becomes of the learning rate: constant, or cosine down to 0 at the end (Keras' CosineDecay)
     #[arg(long, value_name = "NAME", default_value_t = LrSchedule::Constant)]
@@ -84,10 +84,10 @@ pub struct TrainArgs {
     #[arg(long, value_name = "N", default_value_t = 0)]
     warmup_steps: u64,
     /// Largest global norm of a step's gradient (Keras' global_clipnorm); 0 is off
-    #[arg(long, value_name = "F", default_value_t = 0.0)]
+    #[arg(long, value_name = "F", default_value_t = 0.0, allow_negative_numbers = true)]
     clip_norm: f32,
     /// Decoupled weight decay of every parameter (Keras' AdamW); 0 is off
-    #[arg(long, value_name = "F", default_value_t = 0.0)]
+    #[arg(long, value_name = "F", default_value_t = 0.0, allow_negative_numbers = true)]
     weight_decay: f32,
     /// What training rows of a class count: none (1 each), balanced (rare classes more), or NAME=WEIGHT,… (others 1)
     #[arg(long, value_name = "WEIGHTS", default_value_t = ClassWeight::None)]
@@ -665,10 +665,9 @@ impl Observer for Watcher<'_> {
             eval_seconds: Some(seconds.eval_seconds),
         });
         // Saved before it is said: an epoch that was printed is never lost.
-        checkpoint.save(&self.run.last())?;
-        if best {
-            checkpoint.save(&self.run.best())?;
-        }
+        let (last, best_model) = (self.run.last(), self.run.best());
+        let paths: [&Path; 2] = [&last, &best_model];
+        checkpoint.save_all(if best { &paths } else { &paths[..1] })?;
         self.write_report(checkpoint, None)?;
         if let Some(events) = &mut self.events {
             let rate = Some(examples as f64 / seconds.train_seconds).filter(|rate| rate.is_finite());

@@ -39,59 +39,62 @@ fn first_of_largest(scores: impl Iterator<Item = f64>) -> Option<u32> {
     best.map(|(k, _)| k)
 }
 
-/// Counts of a training part.
+/// The ids that count.
+fn counted(ids: &[u32], vocab: usize) -> impl Iterator<Item = usize> {
+    ids.iter().filter(|&&id| id >= INDEX_FROM).map(|&id| id as usize).filter(move |&id| id < vocab)
+}
+
+/// A model of a training part.
 struct NaiveBayes {
     /// Training rows of each class `[C]`.
     rows: Vec<u64>,
-    /// Counted ids of each class `[C]`.
-    totals: Vec<u64>,
-    /// Occurrences `[C,V]`.
-    counts: Vec<u32>,
+    /// Log probability of each id `[C,V]`.
+    log_probabilities: Vec<f64>,
     vocab: usize,
 }
 
 impl NaiveBayes {
     fn fit(train: &Examples, vocab: usize, classes: usize) -> Self {
-        let mut bayes = Self {
-            rows: vec![0; classes],
-            totals: vec![0; classes],
-            counts: vec![0; classes.saturating_mul(vocab)],
-            vocab,
-        };
+        let mut rows = vec![0; classes];
+        let mut totals = vec![0u64; classes];
+        // Counts to begin with: they are exact in f64 up to 2^53.
+        let mut log_probabilities = vec![0f64; classes.saturating_mul(vocab)];
         for (row, &y) in train.y.iter().enumerate() {
             let class = y as usize;
             if class >= classes {
                 continue;
             }
-            bayes.rows[class] += 1;
-            for id in bayes.counted(train.row(row)) {
-                bayes.counts[class * vocab + id] += 1;
-                bayes.totals[class] += 1;
+            rows[class] += 1;
+            for id in counted(train.row(row), vocab) {
+                log_probabilities[class * vocab + id] += 1.0;
+                totals[class] += 1;
             }
         }
-        bayes
-    }
-
-    /// The ids that count.
-    fn counted<'a>(&self, ids: &'a [u32]) -> impl Iterator<Item = usize> + use<'a> {
-        let vocab = self.vocab;
-        ids.iter().filter(|&&id| id >= INDEX_FROM).map(|&id| id as usize).filter(move |&id| id < vocab)
+        // PAD and START are no outcomes of the multinomial, so they take no share of the smoothing.
+        // The ids that stand for words, which begin behind id 3.
+        let outcomes = vocab.saturating_sub(INDEX_FROM as usize + 1).max(1) as f64;
+        // Once for each id of the vocabulary, not for each word of the test rows.
+        for (of_class, &total) in log_probabilities.chunks_exact_mut(vocab.max(1)).zip(&totals) {
+            let total = (total as f64 + outcomes).ln();
+            for count in of_class {
+                // ln 1 = 0 is what most ids of a large vocabulary get.
+                let log = if *count == 0.0 { 0.0 } else { (*count + 1.0).ln() };
+                *count = log - total;
+            }
+        }
+        Self { rows, log_probabilities, vocab }
     }
 
     /// The class with the largest log posterior.
     fn predict(&self, ids: &[u32]) -> Option<u32> {
-        // PAD and START are no outcomes of the multinomial, so they take no share of the smoothing.
-        // The ids that stand for words, which begin behind id 3.
-        let outcomes = self.vocab.saturating_sub(INDEX_FROM as usize + 1).max(1) as f64;
         first_of_largest((0..self.rows.len()).map(|class| {
             if self.rows[class] == 0 {
                 return f64::NEG_INFINITY;
             }
             // The prior's denominator is the same for every class: left out.
             let prior = (self.rows[class] as f64).ln();
-            let total = (self.totals[class] as f64 + outcomes).ln();
-            let counts = &self.counts[class * self.vocab..(class + 1) * self.vocab];
-            prior + self.counted(ids).map(|id| (f64::from(counts[id]) + 1.0).ln() - total).sum::<f64>()
+            let of_class = &self.log_probabilities[class * self.vocab..(class + 1) * self.vocab];
+            prior + counted(ids, self.vocab).map(|id| of_class[id]).sum::<f64>()
         }))
     }
 }

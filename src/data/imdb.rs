@@ -4,8 +4,10 @@
 //! file's order. An x that is a two-dimensional integer array was prepared before it was saved, padding included,
 //! and is taken as it is.
 
+use super::batch::Side;
 use super::npz::{Array, NpzArchive, Values};
-use super::{INDEX_FROM, OOV, START, Sequences};
+use super::pickle::RowSink;
+use super::{DataOptions, INDEX_FROM, OOV, START, Sequences};
 use crate::error::{Error, Result};
 use std::io::{Read, Seek};
 use std::path::Path;
@@ -53,6 +55,14 @@ pub struct Archive {
     pub test: Option<LabelledInputs>,
 }
 
+/// What is kept of a longer list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Keep {
+    All,
+    /// At most so many ids, cut on the given side.
+    AtMost(usize, Side),
+}
+
 /// Reads an archive with Keras' `load_data` semantics. Ids of prepared inputs are not compared with `num_words`.
 ///
 /// # Errors
@@ -64,23 +74,58 @@ pub fn load(path: &Path, num_words: usize) -> Result<Archive> {
 
 /// The same from an open archive.
 pub fn read<R: Read + Seek>(archive: &mut NpzArchive<R>, num_words: usize) -> Result<Archive> {
-    let test = match (archive.contains("x_test"), archive.contains("y_test")) {
-        (true, true) => true,
-        (false, false) => false,
+    let test = has_test(archive)?;
+    let train = part(archive, "x_train", "y_train", num_words, Keep::All)?;
+    let test = if test { Some(part(archive, "x_test", "y_test", num_words, Keep::All)?) } else { None };
+    Ok(Archive { train, test })
+}
+
+/// The same, for rows that are going to be padded and cut to `maxlen` ids: longer lists are cut on the `truncating`
+/// side already. Where `maxlen` is open, it is [`DataOptions::MAXLEN`] if `x_train` holds lists; if not, the lists
+/// that `x_test` may hold are kept whole. The test part is read by a thread of its own.
+///
+/// # Errors
+/// As [`load`]'s.
+pub fn load_cut(path: &Path, num_words: usize, maxlen: Option<usize>, truncating: Side) -> Result<Archive> {
+    let mut archive = NpzArchive::open(path)?;
+    let keep = match maxlen {
+        Some(maxlen) => Keep::AtMost(maxlen, truncating),
+        None if archive.holds_objects("x_train") => Keep::AtMost(DataOptions::MAXLEN, truncating),
+        None => Keep::All,
+    };
+    if !has_test(&archive)? {
+        return Ok(Archive { train: part(&mut archive, "x_train", "y_train", num_words, keep)?, test: None });
+    }
+    // Opened before either part is read, so that both are of one file.
+    let mut again = NpzArchive::open(path)?;
+    let mut test = || part(&mut again, "x_test", "y_test", num_words, keep);
+    std::thread::scope(|scope| {
+        let beside = std::thread::Builder::new().name("recurve-load".into());
+        let beside =
+            beside.spawn_scoped(scope, &mut test).map_err(Error::io(path, "start a thread to read"))?;
+        let train = part(&mut archive, "x_train", "y_train", num_words, keep);
+        let test = beside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        // Of two faults the training part's is told.
+        Ok(Archive { train: train?, test: Some(test?) })
+    })
+}
+
+/// True if there is a test part.
+fn has_test<R: Read + Seek>(archive: &NpzArchive<R>) -> Result<bool> {
+    match (archive.contains("x_test"), archive.contains("y_test")) {
+        (true, true) => Ok(true),
+        (false, false) => Ok(false),
         (x, _) => {
             let (there, missing) = if x { ("x_test", "y_test") } else { ("y_test", "x_test") };
-            return Err(Error::format(
+            Err(Error::format(
                 archive.path(),
                 "",
                 format!(
                     "there is {there} but no {missing}; save both, or neither to train without a test set"
                 ),
-            ));
+            ))
         }
-    };
-    let train = part(archive, "x_train", "y_train", num_words)?;
-    let test = if test { Some(part(archive, "x_test", "y_test", num_words)?) } else { None };
-    Ok(Archive { train, test })
+    }
 }
 
 fn part<R: Read + Seek>(
@@ -88,9 +133,10 @@ fn part<R: Read + Seek>(
     x_name: &str,
     y_name: &str,
     num_words: usize,
+    keep: Keep,
 ) -> Result<LabelledInputs> {
-    let x = archive.read(x_name)?;
-    let x = inputs(x, num_words).map_err(|message| archive.error(x_name, message))?;
+    let x = archive.read_rows(x_name, Ids::new(num_words, keep))?;
+    let x = inputs(x).map_err(|message| archive.error(x_name, message))?;
     let y = archive.read(y_name)?;
     let y = labels(y).map_err(|message| archive.error(y_name, message))?;
     if x.rows() != y.len() {
@@ -106,9 +152,9 @@ fn part<R: Read + Seek>(
 }
 
 /// Errors here are messages: the caller knows the file and the member.
-fn inputs(x: Array, num_words: usize) -> Result<Inputs, String> {
+fn inputs(x: Array<Ids>) -> Result<Inputs, String> {
     match (x.values, &x.shape[..]) {
-        (Values::Rows(rows), _) => sequences(&rows, num_words).map(Inputs::Ragged),
+        (Values::Rows(ids), _) => ids.finish().map(Inputs::Ragged),
         (Values::Int(values), &[_, t]) if t > 0 => {
             let mut ids = Vec::with_capacity(values.len());
             for (at, &id) in values.iter().enumerate() {
@@ -127,32 +173,79 @@ fn inputs(x: Array, num_words: usize) -> Result<Inputs, String> {
     }
 }
 
-fn sequences(rows: &Sequences<i64>, num_words: usize) -> Result<Sequences, String> {
-    // Keras drops what is not below num_words after it has shifted, the start included.
-    let num_words = i64::try_from(num_words).unwrap_or(i64::MAX);
-    let keep = |id: i64| match u32::try_from(id) {
-        Ok(kept) if id < num_words => Some(kept),
-        _ if id < num_words => None,
-        _ => Some(OOV),
-    };
-    let start = keep(i64::from(START)).unwrap_or(OOV);
-    let mut sequences = Sequences::new();
-    for (k, row) in rows.iter().enumerate() {
-        let mut wrong = None;
-        let ids = row.iter().map_while(|&rank| {
-            let id = if rank < 0 { None } else { keep(rank.saturating_add(i64::from(INDEX_FROM))) };
-            wrong = if id.is_none() { Some(rank) } else { None };
-            id
-        });
-        sequences.push(std::iter::once(start).chain(ids));
-        if let Some(rank) = wrong {
-            return Err(format!(
-                "row {k} holds {rank}, expected word ranks from 0 to {}",
+/// The id of a rank; none if it has none.
+fn id_of(rank: i64, num_words: i64) -> Option<u32> {
+    if rank < 0 { None } else { below(rank.saturating_add(i64::from(INDEX_FROM)), num_words) }
+}
+
+/// The id, or [`OOV`] in its place.
+fn below(id: i64, num_words: i64) -> Option<u32> {
+    if id < num_words { u32::try_from(id).ok() } else { Some(OOV) }
+}
+
+/// Turns ranks into ids as they come out of the pickle.
+struct Ids {
+    sequences: Sequences,
+    keep: Keep,
+    /// Keras drops what is not below it after it has shifted, the start included.
+    num_words: i64,
+    /// The first row with a number that is no rank, and the number. A fault in the pickle goes before it.
+    wrong: Option<(usize, i64)>,
+}
+
+impl Ids {
+    fn new(num_words: usize, keep: Keep) -> Self {
+        let num_words = i64::try_from(num_words).unwrap_or(i64::MAX);
+        Self { sequences: Sequences::new(), keep, num_words, wrong: None }
+    }
+
+    fn finish(self) -> Result<Sequences, String> {
+        match self.wrong {
+            None => Ok(self.sequences),
+            Some((row, rank)) => Err(format!(
+                "row {row} holds {rank}, expected word ranks from 0 to {}",
                 u32::MAX - INDEX_FROM
-            ));
+            )),
         }
     }
-    Ok(sequences)
+}
+
+impl RowSink for Ids {
+    fn reserve(&mut self, rows: usize, integers: usize) {
+        let all = integers.saturating_add(rows);
+        let most = match self.keep {
+            Keep::All => all,
+            Keep::AtMost(most, _) => all.min(rows.saturating_mul(most)),
+        };
+        self.sequences.reserve_exact(rows, most);
+    }
+
+    fn row(&mut self, row: &[i64]) {
+        if self.wrong.is_some() {
+            return;
+        }
+        // What is cut off is looked at too.
+        if let Some(&rank) = row.iter().find(|&&rank| id_of(rank, self.num_words).is_none()) {
+            self.wrong = Some((self.sequences.len(), rank));
+            return;
+        }
+        let start = below(i64::from(START), self.num_words).unwrap_or(OOV);
+        let surplus = match self.keep {
+            Keep::All => 0,
+            Keep::AtMost(most, _) => (1 + row.len()).saturating_sub(most),
+        };
+        let (front, back) = match self.keep {
+            Keep::AtMost(_, Side::Pre) => (surplus, 0),
+            _ => (0, surplus),
+        };
+        // The start is the first to go at the front, and the last at the back.
+        let start = Some(start).filter(|_| front == 0 && back <= row.len());
+        let from = front.saturating_sub(1);
+        let ranks = row.get(from..row.len().saturating_sub(back)).unwrap_or_default();
+        let (num_words, sequences) = (self.num_words, &mut self.sequences);
+        sequences
+            .push(start.into_iter().chain(ranks.iter().map(|&rank| id_of(rank, num_words).unwrap_or(OOV))));
+    }
 }
 
 fn labels(y: Array) -> Result<Vec<u32>, String> {

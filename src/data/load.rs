@@ -473,7 +473,7 @@ fn finish_text(
 
 fn load_archive(path: &Path, mut options: DataOptions, vocabulary: Option<Vocabulary>) -> Result<Dataset> {
     refuse_test_file(&options)?;
-    let archive = imdb::load(path, options.num_words)?;
+    let archive = imdb::load_cut(path, options.num_words, options.maxlen, options.truncating)?;
     let is_imdb = path.file_name().is_some_and(|name| name == IMDB_ARCHIVE);
     let mut words = Words::Prepared;
     let mut maxlen = options.maxlen;
@@ -609,7 +609,8 @@ fn finish(
         hash.update((rows as u64).to_le_bytes());
         hash.update((t as u64).to_le_bytes());
         if let Some(examples) = examples {
-            examples.x.iter().chain(&examples.y).for_each(|id| hash.update(id.to_le_bytes()));
+            hash_ids(&mut hash, &examples.x);
+            hash_ids(&mut hash, &examples.y);
         }
     }
     hash.update(serde_json::to_vec(&classes).unwrap_or_default());
@@ -629,10 +630,21 @@ fn finish(
     })
 }
 
+/// Hashes the ids as little-endian bytes, many at a time: a call for each would take longer than the hash.
+fn hash_ids(hash: &mut Sha256, ids: &[u32]) {
+    let mut bytes = [0u8; 1024];
+    for ids in ids.chunks(bytes.len() / 4) {
+        for (bytes, id) in bytes.chunks_exact_mut(4).zip(ids) {
+            bytes.copy_from_slice(&id.to_le_bytes());
+        }
+        hash.update(&bytes[..4 * ids.len()]);
+    }
+}
+
 /// A 32-bit fingerprint of a row's ids, by which `eval` recognises rows that were trained on.
 pub fn row_fingerprint(ids: &[u32]) -> u32 {
     let mut hash = Sha256::new();
-    ids.iter().for_each(|id| hash.update(id.to_le_bytes()));
+    hash_ids(&mut hash, ids);
     let digest = hash.finalize();
     u32::from_le_bytes([digest[0], digest[1], digest[2], digest[3]])
 }
@@ -656,7 +668,7 @@ pub fn load_for_eval(
         let x = encoding.rows(texts.texts.iter().map(String::as_str))?;
         return Ok(Examples { x, y, t });
     }
-    let archive = imdb::load(path, options.num_words)?;
+    let archive = imdb::load_cut(path, options.num_words, Some(t), encoding.truncating)?;
     let mut all = Examples { x: Vec::new(), y: Vec::new(), t };
     for part in [Some(archive.train), archive.test].into_iter().flatten() {
         match part.x {

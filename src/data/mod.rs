@@ -114,6 +114,12 @@ impl<T> Sequences<T> {
         Self::default()
     }
 
+    /// Makes room for so many sequences and values more.
+    fn reserve_exact(&mut self, sequences: usize, values: usize) {
+        self.ends.reserve_exact(sequences);
+        self.values.reserve_exact(values);
+    }
+
     /// Appends one sequence.
     pub fn push(&mut self, values: impl IntoIterator<Item = T>) {
         self.values.extend(values);

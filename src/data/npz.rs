@@ -7,13 +7,14 @@
 //!
 //! Memory grows with the bytes that really came out of the archive, never with a number that stands in it.
 
-use super::{Sequences, pickle};
+use super::Sequences;
+use super::pickle::{self, RowSink};
 use crate::archive::{Archive, Kind, member_place};
 use crate::error::{Error, Result};
 use crate::files;
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use zip::result::ZipError;
 use zip::{CompressionMethod, ZipWriter};
 
@@ -23,25 +24,25 @@ const MAX_HEADER: u64 = 64 << 10;
 /// NumPy 1's limit on dimensions.
 const MAX_DIMS: usize = 32;
 
-/// The values of an array, in C order whatever order the file has.
+/// The values of an array, in C order whatever order the file has; `R` is what pickled rows are collected in.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Values {
+pub enum Values<R = Sequences<i64>> {
     /// Integers of any width and bools (0 and 1).
     Int(Vec<i64>),
     /// Floats of 4 or 8 bytes.
     Float(Vec<f64>),
     /// Pickled rows of integers.
-    Rows(Sequences<i64>),
+    Rows(R),
 }
 
 /// An array of an archive.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Array {
+pub struct Array<R = Sequences<i64>> {
     /// Dimensions; none for a scalar. Their product is the number of values (of rows, for [`Values::Rows`], where
     /// the shape is `[rows]`).
     pub shape: Vec<usize>,
     /// Values.
-    pub values: Values,
+    pub values: Values<R>,
 }
 
 struct Member {
@@ -98,6 +99,22 @@ impl<R: Read + Seek> NpzArchive<R> {
 
     /// Reads one array.
     pub fn read(&mut self, name: &str) -> Result<Array> {
+        self.read_rows(name, Sequences::new())
+    }
+
+    /// The same, with pickled rows collected in `rows`.
+    pub fn read_rows<S: RowSink>(&mut self, name: &str, rows: S) -> Result<Array<S>> {
+        self.member(name)?.read(rows)
+    }
+
+    /// True if the array is one of objects, as far as its header can be read.
+    pub fn holds_objects(&mut self, name: &str) -> bool {
+        let header = self.member(name).and_then(|mut member| member.header());
+        header.is_ok_and(|header| header.element == Element::Object)
+    }
+
+    /// A member from its first byte on.
+    fn member<'a>(&'a mut self, name: &'a str) -> Result<NpyReader<'a, impl Read>> {
         let Some(index) = self.members.iter().find(|member| member.name == name).map(|member| member.index)
         else {
             let known: Vec<&str> = self.names().take(20).collect();
@@ -110,7 +127,7 @@ impl<R: Read + Seek> NpzArchive<R> {
         };
         let path = self.path().to_path_buf();
         let (declared, stream) = self.archive.member(index, &place(name))?;
-        NpyReader { path: &path, name, stream, declared, at: 0 }.read()
+        Ok(NpyReader { path, name, stream, declared, at: 0 })
     }
 }
 
@@ -189,7 +206,7 @@ fn header_bytes(descr: &str, shape: &[usize]) -> Vec<u8> {
 
 /// Reads one member from its first byte to its last.
 struct NpyReader<'a, S> {
-    path: &'a Path,
+    path: PathBuf,
     name: &'a str,
     stream: S,
     /// Bytes that the member should have.
@@ -203,13 +220,13 @@ impl<S: Read> NpyReader<'_, S> {
     }
 
     fn error_at(&self, at: u64, message: impl Into<String>) -> Error {
-        Error::format(self.path, format!("{}, byte {at}", place(self.name)), message)
+        Error::format(&self.path, format!("{}, byte {at}", place(self.name)), message)
     }
 
     /// A failed read of the member: the system's fault, or the file's.
     fn unreadable(&self, source: std::io::Error) -> Error {
         match source.kind() {
-            _ if source.raw_os_error().is_some() => Error::io(self.path, "read")(source),
+            _ if source.raw_os_error().is_some() => Error::io(&self.path, "read")(source),
             std::io::ErrorKind::UnexpectedEof => {
                 self.error(format!("the member ends before its {} bytes; the file is damaged", self.declared))
             }
@@ -223,11 +240,11 @@ impl<S: Read> NpyReader<'_, S> {
         Ok(())
     }
 
-    fn read(mut self) -> Result<Array> {
+    fn read<R: RowSink>(mut self, rows: R) -> Result<Array<R>> {
         let header = self.header()?;
         let left = self.declared.saturating_sub(self.at);
         if header.element == Element::Object {
-            return self.objects(&header.shape, left);
+            return self.objects(&header.shape, left, rows);
         }
         match header.data_bytes() {
             Some(needed) if needed == left => {}
@@ -342,7 +359,7 @@ impl<S: Read> NpyReader<'_, S> {
         Ok(values)
     }
 
-    fn objects(&mut self, shape: &[usize], left: u64) -> Result<Array> {
+    fn objects<R: RowSink>(&mut self, shape: &[usize], left: u64, mut rows: R) -> Result<Array<R>> {
         let mut bytes = Vec::new();
         self.stream.by_ref().take(left).read_to_end(&mut bytes).map_err(|error| self.unreadable(error))?;
         let first = self.at;
@@ -352,11 +369,11 @@ impl<S: Read> NpyReader<'_, S> {
         }
         // The checksum comes before the pickle: of a damaged file one wants to hear that it is damaged.
         self.end()?;
-        let rows = pickle::read(&bytes, shape).map_err(|fault| match fault.byte {
+        let n = pickle::read_rows(&bytes, shape, &mut rows).map_err(|fault| match fault.byte {
             Some(byte) => self.error_at(first + byte as u64, fault.message),
-            None => Error::format(self.path, place(self.name), fault.message),
+            None => Error::format(&self.path, place(self.name), fault.message),
         })?;
-        Ok(Array { shape: vec![rows.len()], values: Values::Rows(rows) })
+        Ok(Array { shape: vec![n], values: Values::Rows(rows) })
     }
 
     /// The member must end here; its checksum is compared when its end is reached.

@@ -8,11 +8,13 @@
 //! * lengths: a string is a range of the input, so that no length is ever an allocation;
 //! * depth: values are indices into arenas, so that nothing recurses, neither reading nor dropping;
 //! * the memo: slots are filled in order, one for each instruction that fills one;
-//! * one long list named a million times: the integers handed out may not outnumber the pickle's bytes;
+//! * one long list named a million times: the integers handed out may not outnumber the pickle's bytes, and they are
+//!   counted before the first row is handed out;
 //! * `REDUCE` of a callable: only `Global`s exist, everything else is refused by its name.
 //!
 //! Memory is at most 64 times the pickle (a value takes 8 bytes; a flood of empty lists was measured at 40), time is
-//! linear: tests/hostile_npz.rs holds both to it.
+//! linear: tests/hostile_npz.rs holds both to it. The integers that a list is filled with in one go, which are nearly
+//! all there are, are not unpacked until their row is handed out: until then they are a range of the input.
 
 use super::Sequences;
 use std::fmt;
@@ -38,16 +40,43 @@ impl fmt::Display for Fault {
 /// What to do about an array that is not lists of integers.
 const SAVE_AS_LISTS: &str = "save the array as lists of integers: np.save(file, np.array([list(map(int, row)) for row in x], dtype=object))";
 
+/// Takes the rows of a pickled array one by one, so that what is not needed of them is never stored.
+pub trait RowSink {
+    /// Comes before the first row: how many rows and integers (of all of them together) there are at most. Neither
+    /// is more than the pickle has bytes.
+    fn reserve(&mut self, rows: usize, integers: usize);
+
+    /// The next row.
+    fn row(&mut self, row: &[i64]);
+}
+
+impl RowSink for Sequences<i64> {
+    fn reserve(&mut self, rows: usize, integers: usize) {
+        self.reserve_exact(rows, integers);
+    }
+
+    fn row(&mut self, row: &[i64]) {
+        self.push(row.iter().copied());
+    }
+}
+
 /// Reads the pickle of a NumPy object array whose elements are rows of integers: lists, tuples or one-dimensional
 /// integer arrays. `shape` is what the `.npy` header says: `[n]` for n rows, or `[n, m]`, which is how NumPy stores
 /// rows that happen to be equally long.
 pub fn read(bytes: &[u8], shape: &[usize]) -> Result<Sequences<i64>, Fault> {
+    let mut rows = Sequences::new();
+    read_rows(bytes, shape, &mut rows)?;
+    Ok(rows)
+}
+
+/// The same, row by row; gives the number of rows. After an error some of them may have been handed out.
+pub fn read_rows(bytes: &[u8], shape: &[usize], sink: &mut impl RowSink) -> Result<usize, Fault> {
     if u32::try_from(bytes.len()).is_err() {
         return Err(refuse(None, "the pickle is longer than 4 GiB, which is not read; split the array"));
     }
     let mut machine = Machine::new(bytes);
     let top = machine.run()?;
-    machine.rows(top, shape)
+    machine.rows(top, shape, sink)
 }
 
 fn refuse(byte: impl Into<Option<usize>>, message: impl Into<String>) -> Fault {
@@ -106,6 +135,8 @@ enum Value {
     DType(u32),
     /// In `arrays`.
     Array(u32),
+    /// Integers that a list was filled with in one go, in `runs`. Only lists hold it, never the stack.
+    Run(u32),
 }
 
 const _: () = assert!(std::mem::size_of::<Value>() == 8);
@@ -116,7 +147,7 @@ impl Value {
             Value::Hole => "nothing",
             Value::None => "None",
             Value::Bool(_) => "a bool",
-            Value::Int(_) | Value::Wide(_) => "an integer",
+            Value::Int(_) | Value::Wide(_) | Value::Run(_) => "an integer",
             Value::Text(_) | Value::Latin1(_) => "a string",
             Value::EmptyTuple | Value::Tuple(_) => "a tuple",
             Value::List(_) => "a list",
@@ -150,6 +181,49 @@ struct Array {
     data: Value,
 }
 
+/// BININT1, BININT2 and BININT instructions without anything between them.
+#[derive(Clone, Copy)]
+struct Run {
+    /// Where the first starts in the input.
+    start: u32,
+    /// How many they are.
+    len: u32,
+}
+
+/// Bytes of an instruction that a [`Run`] may hold; 0 for every other one.
+const RUN_BYTES: [u8; 256] = {
+    let mut bytes = [0; 256];
+    (bytes[b'K' as usize], bytes[b'M' as usize], bytes[b'J' as usize]) = (2, 3, 5);
+    bytes
+};
+
+/// The instructions of a [`Run`] and what follows it, integer by integer.
+struct RunValues<'a> {
+    input: &'a [u8],
+    left: u32,
+}
+
+impl Iterator for RunValues<'_> {
+    type Item = i32;
+
+    fn next(&mut self) -> Option<i32> {
+        self.left = self.left.checked_sub(1)?;
+        // Without a branch on the instruction, which nothing could predict: five bytes are there but for the last
+        // integers of a damaged file.
+        if let Some(&[op, a, b, c, d]) = self.input.first_chunk() {
+            let bytes = usize::from(RUN_BYTES[usize::from(op)]);
+            self.input = self.input.get(bytes..)?;
+            let unused = 8 * (5 - bytes as u32);
+            return Some((u32::from_le_bytes([a, b, c, d]) << unused >> unused) as i32);
+        }
+        let bytes = usize::from(RUN_BYTES[usize::from(*self.input.first()?)]);
+        let (taken, rest) = self.input.split_at_checked(bytes)?;
+        self.input = rest;
+        let digits = taken.get(1..)?;
+        Some(digits.iter().rev().fold(0, |number, &byte| number << 8 | u32::from(byte)) as i32)
+    }
+}
+
 /// A list that nothing was appended to has no items of its own; see [`Machine::items_of`].
 const NO_ITEMS: u32 = u32::MAX;
 
@@ -172,6 +246,7 @@ struct Machine<'a> {
     /// For each list its index in `items`, or `NO_ITEMS`: a list costs 4 bytes until something is in it.
     heads: Vec<u32>,
     items: Vec<Vec<Value>>,
+    runs: Vec<Run>,
     dtypes: Vec<DType>,
     arrays: Vec<Array>,
 }
@@ -196,6 +271,7 @@ impl<'a> Machine<'a> {
             tuple_items: Vec::new(),
             heads: Vec::new(),
             items: Vec::new(),
+            runs: Vec::new(),
             dtypes: Vec::new(),
             arrays: Vec::new(),
         }
@@ -346,17 +422,38 @@ impl<'a> Machine<'a> {
             return Err(self.fault("there is no list to append to; the file is damaged"));
         };
         if start < self.stack.len()
-            && let Some(head) = self.heads.get_mut(list as usize)
+            && let Some(items) = own_items(&mut self.heads, &mut self.items, list)
         {
-            if *head == NO_ITEMS {
-                *head = index(self.items.len());
-                self.items.push(Vec::new());
-            }
-            if let Some(items) = self.items.get_mut(*head as usize) {
-                items.extend(self.stack.drain(start..));
-            }
+            items.extend(self.stack.drain(start..));
         }
         Ok(())
+    }
+
+    /// After a MARK: if what follows are integers alone and the APPENDS that puts them into the list on the stack,
+    /// executes all of it. If not, nothing has happened.
+    fn append_run(&mut self) -> bool {
+        let Some(&Value::List(list)) = self.stack.get(self.floor()..).and_then(<[Value]>::last) else {
+            return false;
+        };
+        let (mut at, mut len) = (self.at, 0u32);
+        let end = loop {
+            let Some(&op) = self.input.get(at) else { return false };
+            match RUN_BYTES[usize::from(op)] {
+                0 => break op,
+                bytes => at += usize::from(bytes),
+            }
+            len += 1;
+        };
+        if end != b'e' || len == 0 {
+            return false;
+        }
+        let run = Value::Run(index(self.runs.len()));
+        self.runs.push(Run { start: index(self.at), len });
+        if let Some(items) = own_items(&mut self.heads, &mut self.items, list) {
+            items.push(run);
+        }
+        self.at = at + 1;
+        true
     }
 
     fn global(&mut self, module: &[u8], name: &[u8]) -> Result<(), Fault> {
@@ -380,7 +477,44 @@ impl<'a> Machine<'a> {
         self.input.get(start as usize..)?.get(..len as usize)
     }
 
-    /// The items of a tuple or a list.
+    fn run_values(&self, run: u32) -> RunValues<'a> {
+        let Some(&Run { start, len }) = self.runs.get(run as usize) else {
+            return RunValues { input: &[], left: 0 };
+        };
+        RunValues { input: self.input.get(start as usize..).unwrap_or_default(), left: len }
+    }
+
+    /// The items of a tuple or a list, one by one.
+    fn values_of(&self, value: Value) -> Option<impl Iterator<Item = Value>> {
+        Some(self.items_of(value)?.iter().flat_map(|&item| {
+            let (one, run) = match item {
+                Value::Run(run) => (None, Some(self.run_values(run))),
+                item => (Some(item), None),
+            };
+            one.into_iter().chain(run.into_iter().flatten().map(Value::Int))
+        }))
+    }
+
+    /// The first items of a tuple or a list, and holes where there are fewer.
+    fn first_of<const N: usize>(&self, value: Value) -> Option<[Value; N]> {
+        let mut first = [Value::Hole; N];
+        first.iter_mut().zip(self.values_of(value)?).for_each(|(slot, item)| *slot = item);
+        Some(first)
+    }
+
+    /// How many items a tuple or a list has. It takes a step for each [`Run`], each of which holds something.
+    fn len_of(&self, value: Value) -> Option<usize> {
+        let len = |&item: &Value| match item {
+            Value::Run(run) => self.runs.get(run as usize).map_or(0, |run| run.len as usize),
+            _ => 1,
+        };
+        match value {
+            Value::List(_) => Some(self.items_of(value)?.iter().map(len).sum()),
+            _ => self.items_of(value).map(<[Value]>::len),
+        }
+    }
+
+    /// The items of a tuple or a list, where a run of integers in a list counts as one.
     fn items_of(&self, value: Value) -> Option<&[Value]> {
         match value {
             Value::EmptyTuple => Some(&[]),
@@ -443,7 +577,11 @@ impl<'a> Machine<'a> {
                     self.remember(slot)?;
                 }
                 0x94 => self.remember(self.memo.len() as u64)?,
-                b'(' => self.marks.push(index(self.stack.len())),
+                b'(' => {
+                    if !self.append_run() {
+                        self.marks.push(index(self.stack.len()));
+                    }
+                }
                 b']' => {
                     self.heads.push(NO_ITEMS);
                     self.stack.push(Value::List(index(self.heads.len() - 1)));
@@ -578,12 +716,8 @@ impl<'a> Machine<'a> {
         let Value::Global(global) = callable else {
             return Err(self.fault(format!("REDUCE calls {}; the file is damaged", callable.name())));
         };
-        let args: [Value; 4] = match self.items_of(args) {
-            Some(items) if items.len() <= 4 => {
-                let mut args = [Value::Hole; 4];
-                args[..items.len()].copy_from_slice(items);
-                args
-            }
+        let args = match self.first_of(args) {
+            Some([a, b, c, d, Value::Hole]) => [a, b, c, d],
             _ => return Err(self.fault("REDUCE needs a tuple of at most 4 arguments; the file is damaged")),
         };
         let made = match (global, args) {
@@ -647,9 +781,8 @@ impl<'a> Machine<'a> {
 
     fn build(&mut self) -> Result<(), Fault> {
         let (state, target) = (self.pop()?, self.top()?);
-        let state = self.items_of(state).unwrap_or_default();
-        match (target, state) {
-            (Value::DType(dtype), &[_, order @ Value::Text(_), ..]) => {
+        match (target, self.first_of(state).unwrap_or([Value::Hole; 6])) {
+            (Value::DType(dtype), [_, order @ Value::Text(_), ..]) => {
                 let big_endian = match self.bytes_of(order) {
                     Some(b"<") => false,
                     Some(b">") => true,
@@ -664,7 +797,9 @@ impl<'a> Machine<'a> {
             }
             // Version, shape, dtype, Fortran order, data. The order plays no part for one dimension, and objects
             // are pickled in C order always.
-            (Value::Array(array), &[_, shape, Value::DType(dtype), _, data]) => {
+            (Value::Array(array), [_, shape, Value::DType(dtype), _, data, Value::Hole])
+                if data != Value::Hole =>
+            {
                 if let Some(array) = self.arrays.get_mut(array as usize) {
                     *array = Array { shape, dtype, data };
                 }
@@ -673,7 +808,7 @@ impl<'a> Machine<'a> {
             _ => Err(self.fault(format!(
                 "BUILD of {} with a state of {} items, which NumPy does not write; the file is damaged",
                 target.name(),
-                state.len()
+                self.len_of(state).unwrap_or_default()
             ))),
         }
     }
@@ -723,11 +858,14 @@ impl<'a> Machine<'a> {
 
     /// The dimensions of an array.
     fn shape_of(&self, array: &Array) -> Option<Vec<usize>> {
-        let dims = self.items_of(array.shape)?;
-        if dims.len() > 32 {
-            return None;
+        let mut dims = Vec::new();
+        for dim in self.values_of(array.shape)? {
+            if dims.len() == 32 {
+                return None;
+            }
+            dims.push(usize::try_from(self.as_integer(dim)?).ok()?);
         }
-        dims.iter().map(|&dim| usize::try_from(self.as_integer(dim)?).ok()).collect()
+        Some(dims)
     }
 
     fn array_of(&self, value: Value) -> Option<(&Array, DType)> {
@@ -736,8 +874,8 @@ impl<'a> Machine<'a> {
         Some((array, *self.dtypes.get(array.dtype as usize)?))
     }
 
-    /// Writes out the rows of the finished object.
-    fn rows(&self, top: Value, shape: &[usize]) -> Result<Sequences<i64>, Fault> {
+    /// Hands out the rows of the finished object and gives their number.
+    fn rows(&self, top: Value, shape: &[usize], sink: &mut impl RowSink) -> Result<usize, Fault> {
         let Some((array, DType { kind: Kind::Object, .. })) = self.array_of(top) else {
             return Err(refuse(
                 None,
@@ -753,42 +891,49 @@ impl<'a> Machine<'a> {
                 ),
             ));
         }
-        let (Value::List(_), Some(items)) = (array.data, self.items_of(array.data)) else {
+        let (Value::List(_), Some(len)) = (array.data, self.len_of(array.data)) else {
             return Err(refuse(
                 None,
                 format!("the array's data is {}, expected a list; the file is damaged", array.data.name()),
             ));
         };
         let elements = shape.iter().try_fold(1usize, |product, &dim| product.checked_mul(dim));
-        if Some(items.len()) != elements {
+        if Some(len) != elements {
             return Err(refuse(
                 None,
-                format!("the array of shape {shape:?} has {} elements; the file is damaged", items.len()),
+                format!("the array of shape {shape:?} has {len} elements; the file is damaged"),
             ));
         }
         match *shape {
-            [_] => self.ragged(items),
+            [_] => self.ragged(array.data, len, sink)?,
             // Rows of equal length, which NumPy turned into a matrix of objects.
             [n, width] if width > 0 => {
-                let mut rows =
-                    Sequences { values: Vec::with_capacity(items.len()), ends: Vec::with_capacity(n) };
-                for (row, items) in items.chunks_exact(width).enumerate() {
-                    self.push_row(row, items, &mut rows.values)?;
-                    rows.ends.push(rows.values.len());
+                sink.reserve(n, len);
+                let mut values = self.values_of(array.data).into_iter().flatten();
+                let mut numbers = Vec::with_capacity(width.min(len));
+                for row in 0..n {
+                    numbers.clear();
+                    for (at, item) in values.by_ref().take(width).enumerate() {
+                        numbers.push(self.integer_of(row, at, item)?);
+                    }
+                    sink.row(&numbers);
                 }
-                Ok(rows)
             }
-            _ => Err(refuse(
-                None,
-                format!("an object array of shape {shape:?}, expected one of rows; {SAVE_AS_LISTS}"),
-            )),
+            _ => {
+                return Err(refuse(
+                    None,
+                    format!("an object array of shape {shape:?}, expected one of rows; {SAVE_AS_LISTS}"),
+                ));
+            }
         }
+        Ok(shape[0])
     }
 
-    fn ragged(&self, items: &[Value]) -> Result<Sequences<i64>, Fault> {
-        // Counted before anything is written: rows may be one and the same list, named again and again.
+    /// Rows of their own length each: the items of the list `data`.
+    fn ragged(&self, data: Value, rows: usize, sink: &mut impl RowSink) -> Result<(), Fault> {
+        // Counted before anything is handed out: rows may be one and the same list, named again and again.
         let mut total = 0usize;
-        for (row, &item) in items.iter().enumerate() {
+        for (row, item) in self.values_of(data).into_iter().flatten().enumerate() {
             let len = self.row_len(item).ok_or_else(|| {
                 refuse(
                     None,
@@ -809,12 +954,14 @@ impl<'a> Machine<'a> {
                 )
             })?;
         }
-        let mut rows = Sequences { values: Vec::with_capacity(total), ends: Vec::with_capacity(items.len()) };
-        for (row, &item) in items.iter().enumerate() {
+        sink.reserve(rows, total);
+        let mut numbers = Vec::new();
+        for (row, item) in self.values_of(data).into_iter().flatten().enumerate() {
+            numbers.clear();
             match self.array_of(item) {
                 Some((array, dtype)) if dtype.kind != Kind::Object => {
                     let len = self.row_len(item).unwrap_or_default();
-                    self.numbers(dtype, len, array.data, &mut rows.values).ok_or_else(|| {
+                    self.numbers(dtype, len, array.data, &mut numbers).ok_or_else(|| {
                         refuse(
                             None,
                             format!(
@@ -824,14 +971,12 @@ impl<'a> Machine<'a> {
                         )
                     })?;
                 }
-                Some((array, _)) => {
-                    self.push_row(row, self.items_of(array.data).unwrap_or_default(), &mut rows.values)?;
-                }
-                None => self.push_row(row, self.items_of(item).unwrap_or_default(), &mut rows.values)?,
+                Some((array, _)) => self.push_row(row, array.data, &mut numbers)?,
+                None => self.push_row(row, item, &mut numbers)?,
             }
-            rows.ends.push(rows.values.len());
+            sink.row(&numbers);
         }
-        Ok(rows)
+        Ok(())
     }
 
     /// How many integers a row claims to hold; none if it cannot be a row.
@@ -840,33 +985,43 @@ impl<'a> Machine<'a> {
             Some((array, dtype)) => {
                 let [len] = self.shape_of(array)?[..] else { return None };
                 match dtype.kind {
-                    Kind::Object => {
-                        self.items_of(array.data).map(<[Value]>::len).filter(|&items| items == len)
-                    }
+                    Kind::Object => self.len_of(array.data).filter(|&items| items == len),
                     _ => Some(len),
                 }
             }
-            None => self.items_of(item).map(<[Value]>::len),
+            None => self.len_of(item),
         }
     }
 
-    fn push_row(&self, row: usize, items: &[Value], to: &mut Vec<i64>) -> Result<(), Fault> {
-        for (at, &item) in items.iter().enumerate() {
-            match self.as_integer(item) {
-                Some(value) => to.push(value),
-                None => {
-                    return Err(refuse(
-                        None,
-                        format!(
-                            "row {row}, item {at} is {}, expected an integer; {SAVE_AS_LISTS}",
-                            item.name()
-                        ),
-                    ));
-                }
+    fn push_row(&self, row: usize, items: Value, to: &mut Vec<i64>) -> Result<(), Fault> {
+        for &item in self.items_of(items).unwrap_or_default() {
+            match item {
+                Value::Run(run) => to.extend(self.run_values(run).map(i64::from)),
+                item => to.push(self.integer_of(row, to.len(), item)?),
             }
         }
         Ok(())
     }
+
+    /// An item of a row.
+    fn integer_of(&self, row: usize, at: usize, item: Value) -> Result<i64, Fault> {
+        self.as_integer(item).ok_or_else(|| {
+            refuse(
+                None,
+                format!("row {row}, item {at} is {}, expected an integer; {SAVE_AS_LISTS}", item.name()),
+            )
+        })
+    }
+}
+
+/// The list's own items, which it has from the first append on.
+fn own_items<'a>(heads: &mut [u32], items: &'a mut Vec<Vec<Value>>, list: u32) -> Option<&'a mut Vec<Value>> {
+    let head = heads.get_mut(list as usize)?;
+    if *head == NO_ITEMS {
+        *head = index(items.len());
+        items.push(Vec::new());
+    }
+    items.get_mut(*head as usize)
 }
 
 /// An integer of up to 8 bytes; none if there are more or the value is above `i64::MAX`.

@@ -4,6 +4,7 @@ use super::{INDEX_FROM, OOV, START};
 use crate::error::{Error, Result};
 use crate::rng::{Purpose, Rng};
 use serde::de::{Deserializer as _, MapAccess, Visitor};
+use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -209,6 +210,10 @@ struct WordIndex {
     cut: usize,
 }
 
+/// Borrowed where the JSON holds it as it is.
+#[derive(serde::Deserialize)]
+struct Word<'a>(#[serde(borrow)] Cow<'a, str>);
+
 impl<'de> Visitor<'de> for WordIndex {
     type Value = Vec<(u64, String)>;
 
@@ -218,14 +223,15 @@ impl<'de> Visitor<'de> for WordIndex {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let mut ranked = Vec::new();
-        while let Some(word) = map.next_key::<String>()? {
+        // Most words are passed over: what has no escape is not copied.
+        while let Some(Word(word)) = map.next_key::<Word<'_>>()? {
             let rank: u64 = map.next_value()?;
             if rank == 0 {
                 let message = format!("{} has rank 0, but ranks start at 1", quoted(&word));
                 return Err(serde::de::Error::custom(message));
             }
             if usize::try_from(rank).is_ok_and(|rank| rank <= self.cut) {
-                ranked.push((rank, word));
+                ranked.push((rank, word.into_owned()));
             }
         }
         Ok(ranked)

@@ -334,6 +334,7 @@ pub fn loss<T: Real, O: HostOps<T> + ?Sized>(
 /// # Errors
 /// [`Error::Shape`] if a length does not fit, an id is not below `V` or a label is not below `C`; [`Error::Failed`] if
 /// `ws` holds no batch of this model whose loss was computed, or there is no memory for the gradients.
+#[allow(clippy::too_many_arguments)] // the arrays of one equation
 pub fn backward<T: Real, O: HostOps<T> + ?Sized>(
     ops: &O,
     model: &Model,

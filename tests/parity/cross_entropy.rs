@@ -25,13 +25,21 @@ pub enum Logits {
 pub struct Case {
     pub d: CrossEntropyDims,
     pub logits: Logits,
+    /// With weights of the classes, 0.5 to 2.
+    pub weighted: bool,
+}
+
+fn weights(case: &Case, random: &mut Random) -> Vec<f64> {
+    random.uniform(case.d.c, 0.75).iter().map(|x| f64::from((x + 1.25) as f32)).collect()
 }
 
 fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for (b, c) in [(1, 1), (32, 2), (19, 3), (257, 33), (33, 257), (99, 31), (0, 2), (0, 0)] {
         for logits in [Logits::Plain, Logits::Tied, Logits::Wide, Logits::NotNumbers] {
-            cases.push(Case { d: CrossEntropyDims { b, c }, logits });
+            for weighted in [false, true] {
+                cases.push(Case { d: CrossEntropyDims { b, c }, logits, weighted });
+            }
         }
     }
     cases
@@ -67,9 +75,12 @@ impl Operation for Forward {
         let sum = c as f64 / 2.0;
         let probs = Tolerance { atol: 1.2e-38, rtol: (scale + 4.0 + sum) * ROUNDING };
         // The loss is a logarithm, whose error is absolute, and a difference of logits.
-        let loss = roundings(2.0, 4.0 + sum + if case.logits == Logits::Wide { 0.0 } else { scale }, 1.0);
+        // A weight of up to 2 multiplies it, in one more rounding.
+        let (more, weight) = if case.weighted { (1.0, 2.0) } else { (0.0, 1.0) };
+        let absolute = 4.0 + sum + if case.logits == Logits::Wide { 0.0 } else { scale };
+        let loss = roundings(2.0 + more, absolute, weight);
         Arrays {
-            inputs: vec![logits],
+            inputs: vec![logits, weights(case, random)],
             ids: vec![random.ids(b, c)],
             outputs: vec![
                 assigned("probs", b * c, probs),
@@ -80,14 +91,14 @@ impl Operation for Forward {
     }
 
     fn call<O: Ops>(ops: &O, case: &Case, on: &mut Buffers<O>) -> recurve::Result<()> {
-        let ([logits], [labels]) = (&on.inputs[..], &on.ids[..]) else { unreachable!() };
+        let ([logits, weights], [labels]) = (&on.inputs[..], &on.ids[..]) else { unreachable!() };
         let [probs, loss, hits] = &mut on.outputs[..] else { unreachable!() };
         ops.cross_entropy_forward(
             case.d,
             CrossEntropyForward {
                 logits: logits.borrow(),
                 labels: labels.borrow(),
-                class_weights: None,
+                class_weights: case.weighted.then(|| weights.borrow()),
                 probs: probs.borrow_mut(),
                 loss: loss.borrow_mut(),
                 hits: hits.borrow_mut(),
@@ -107,16 +118,24 @@ impl Operation for Backward {
     fn arrays(case: &Case, random: &mut Random) -> Arrays {
         let CrossEntropyDims { b, c } = case.d;
         Arrays {
-            inputs: vec![random.uniform(b * c, 0.5).iter().map(|x| f64::from((x + 0.5) as f32)).collect()],
+            inputs: vec![
+                random.uniform(b * c, 0.5).iter().map(|x| f64::from((x + 0.5) as f32)).collect(),
+                weights(case, random),
+            ],
             ids: vec![random.ids(b, c)],
             // A difference (exact but for the label's: half an ulp of at most 1, divided by B) and a quotient, or a
-            // product with the rounded 1/B.
-            outputs: vec![assigned("dlogits", b * c, roundings(3.0, 0.0, 0.0))],
+            // product with the rounded 1/B; and the weight.
+            outputs: vec![assigned(
+                "dlogits",
+                b * c,
+                roundings(if case.weighted { 4.0 } else { 3.0 }, 0.0, 0.0),
+            )],
         }
     }
 
     fn call<O: Ops>(ops: &O, case: &Case, on: &mut Buffers<O>) -> recurve::Result<()> {
-        let ([probs], [labels], [dlogits]) = (&on.inputs[..], &on.ids[..], &mut on.outputs[..]) else {
+        let ([probs, weights], [labels], [dlogits]) = (&on.inputs[..], &on.ids[..], &mut on.outputs[..])
+        else {
             unreachable!()
         };
         ops.cross_entropy_backward(
@@ -124,7 +143,7 @@ impl Operation for Backward {
             CrossEntropyBackward {
                 probs: probs.borrow(),
                 labels: labels.borrow(),
-                class_weights: None,
+                class_weights: case.weighted.then(|| weights.borrow()),
                 dlogits: dlogits.borrow_mut(),
             },
         )

@@ -56,43 +56,127 @@ const ROUND_BIASED: f32 = ROUND + 127.0;
 const EXPM1: [f32; 5] = [0.5, 1.666_657_6e-1, 4.166_655_3e-2, 8.363_333e-3, 1.392_637_6e-3];
 
 /// eʸ in parts: 2ⁿ and eʳ − 1 with y = n·ln 2 + r, for `rounded` = y·log₂e + [`ROUND_BIASED`] and |y| < 87.
+///
+/// Here and below one operation is done for all of the vectors before the next: each chain of dependent operations waits
+/// for its own results, and a processor looks for others to do among the next few dozen instructions only.
 #[inline(always)]
-fn parts<S: Simd>(s: S, y: S::V, rounded: S::V) -> (S::V, S::V) {
-    let n = s.sub(rounded, s.splat(ROUND_BIASED));
-    let r = s.neg_mul_add(n, s.splat(LN2_HI), y);
-    let r = s.neg_mul_add(n, s.splat(LN2_LO), r);
-    let mut p = s.splat(EXPM1[4]);
-    p = s.mul_add(p, r, s.splat(EXPM1[3]));
-    p = s.mul_add(p, r, s.splat(EXPM1[2]));
-    p = s.mul_add(p, r, s.splat(EXPM1[1]));
-    p = s.mul_add(p, r, s.splat(EXPM1[0]));
-    (s.to_exponent(rounded), s.mul_add(p, s.mul(r, r), r))
+fn parts<S: Simd, const N: usize>(s: S, y: [S::V; N], rounded: [S::V; N]) -> ([S::V; N], [S::V; N]) {
+    let (mut n, mut r, mut p, mut square, mut scale) = (rounded, y, y, y, rounded);
+    for k in 0..N {
+        n[k] = s.sub(rounded[k], s.splat(ROUND_BIASED));
+    }
+    for k in 0..N {
+        r[k] = s.neg_mul_add(n[k], s.splat(LN2_HI), y[k]);
+    }
+    for k in 0..N {
+        r[k] = s.neg_mul_add(n[k], s.splat(LN2_LO), r[k]);
+    }
+    for k in 0..N {
+        p[k] = s.mul_add(s.splat(EXPM1[4]), r[k], s.splat(EXPM1[3]));
+    }
+    for coefficient in [EXPM1[2], EXPM1[1], EXPM1[0]] {
+        for k in 0..N {
+            p[k] = s.mul_add(p[k], r[k], s.splat(coefficient));
+        }
+    }
+    for k in 0..N {
+        square[k] = s.mul(r[k], r[k]);
+    }
+    for k in 0..N {
+        p[k] = s.mul_add(p[k], square[k], r[k]);
+        scale[k] = s.to_exponent(rounded[k]);
+    }
+    (scale, p)
 }
 
-/// 1 / (1 + e⁻ˣ) of each lane.
+/// Which function of a vector is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Function {
+    /// 1 / (1 + e⁻ˣ)
+    Sigmoid,
+    /// (eˣ − e⁻ˣ) / (eˣ + e⁻ˣ)
+    Tanh,
+}
+
+/// The functions of the lanes of vectors, `function[k % F]` of those of vector `k`; see [`parts`] for why there are many
+/// at once.
 #[inline(always)]
-pub(super) fn sigmoids<S: Simd>(s: S, x: S::V) -> S::V {
-    // Beyond these the result is 0 or 1.
-    let x = s.at_least(s.at_most(x, s.splat(40.0)), s.splat(-104.0));
-    // The square of e^(x/2), whose exponent is in range even where the result is a subnormal.
-    let rounded = s.mul_add(x, s.splat(0.5 * std::f32::consts::LOG2_E), s.splat(ROUND_BIASED));
-    let (scale, expm1) = parts(s, s.mul(x, s.splat(0.5)), rounded);
-    let root = s.mul_add(scale, expm1, scale);
-    let e = s.mul(root, root);
-    // Small results are e itself and keep its relative accuracy.
-    s.div(e, s.add(e, s.splat(1.0)))
+pub(super) fn apply<S: Simd, const N: usize, const F: usize>(
+    s: S,
+    function: [Function; F],
+    x: [S::V; N],
+) -> [S::V; N] {
+    let (mut y, mut rounded) = (x, x);
+    for k in 0..N {
+        match function[k % F] {
+            // The square of e^(x/2), whose exponent is in range even where the result is a subnormal. Beyond the limits
+            // the result is 0 or 1.
+            Function::Sigmoid => {
+                let x = s.at_least(s.at_most(x[k], s.splat(40.0)), s.splat(-104.0));
+                y[k] = s.mul(x, s.splat(0.5));
+            }
+            // From e^2x − 1, which keeps its relative accuracy where x is small; beyond 10 the result is ±1.
+            Function::Tanh => {
+                let x = s.at_least(s.at_most(x[k], s.splat(10.0)), s.splat(-10.0));
+                y[k] = s.add(x, x);
+            }
+        }
+    }
+    for k in 0..N {
+        rounded[k] = s.mul_add(y[k], s.splat(std::f32::consts::LOG2_E), s.splat(ROUND_BIASED));
+    }
+    let (scale, expm1) = parts(s, y, rounded);
+    let (mut e, mut divisor) = (x, x);
+    for k in 0..N {
+        match function[k % F] {
+            Function::Sigmoid => {
+                let root = s.mul_add(scale[k], expm1[k], scale[k]);
+                e[k] = s.mul(root, root);
+            }
+            Function::Tanh => e[k] = s.mul_add(scale[k], expm1[k], s.sub(scale[k], s.splat(1.0))),
+        }
+    }
+    for k in 0..N {
+        // Small results of the sigmoid are e itself and keep its relative accuracy.
+        divisor[k] = s.add(e[k], s.splat(if function[k % F] == Function::Sigmoid { 1.0 } else { 2.0 }));
+    }
+    let mut result = x;
+    for k in 0..N {
+        result[k] = s.div(e[k], divisor[k]);
+        if function[k % F] == Function::Tanh {
+            // The sign is right but for −0.
+            result[k] = s.or_sign(result[k], x[k]);
+        }
+    }
+    result
+}
+
+/// The functions of the gates, in their order.
+pub(super) const GATE_FUNCTIONS: [Function; 4] =
+    [Function::Sigmoid, Function::Sigmoid, Function::Tanh, Function::Sigmoid];
+
+/// Activates the gates of R rows, in place.
+#[inline(always)]
+pub(super) fn activate<S: Simd, const R: usize>(s: S, pre: &mut [[S::V; 4]; R]) {
+    let mut row = 0;
+    // As many chains as the registers have room for.
+    while S::WIDE && row + 2 <= R {
+        let [a, b] = [pre[row], pre[row + 1]];
+        let [a0, a1, a2, a3, b0, b1, b2, b3] =
+            apply(s, GATE_FUNCTIONS, [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]]);
+        (pre[row], pre[row + 1]) = ([a0, a1, a2, a3], [b0, b1, b2, b3]);
+        row += 2;
+    }
+    while row < R {
+        pre[row] = apply(s, GATE_FUNCTIONS, pre[row]);
+        row += 1;
+    }
 }
 
 /// (eˣ − e⁻ˣ) / (eˣ + e⁻ˣ) of each lane.
 #[inline(always)]
-pub(super) fn tanhs<S: Simd>(s: S, x: S::V) -> S::V {
-    // From e^2x − 1, which keeps its relative accuracy where x is small; beyond 10 the result is ±1.
-    let a = s.at_least(s.at_most(x, s.splat(10.0)), s.splat(-10.0));
-    let rounded = s.mul_add(a, s.splat(2.0 * std::f32::consts::LOG2_E), s.splat(ROUND_BIASED));
-    let (scale, expm1) = parts(s, s.add(a, a), rounded);
-    let e = s.mul_add(scale, expm1, s.sub(scale, s.splat(1.0)));
-    // The sign is right but for −0.
-    s.or_sign(s.div(e, s.add(e, s.splat(2.0))), x)
+pub(super) fn tanhs<S: Simd, const N: usize>(s: S, x: [S::V; N]) -> [S::V; N] {
+    apply(s, [Function::Tanh], x)
 }
 
 #[cfg(test)]
@@ -100,14 +184,7 @@ mod tests {
     use super::super::simd::{Isa, Kernel};
     use super::*;
 
-    /// A function of each lane.
-    #[derive(Clone, Copy, Debug)]
-    enum Function {
-        Sigmoid,
-        Tanh,
-    }
-
-    /// Its values, in place.
+    /// The values of a function, in place.
     struct Apply<'a>(Function, &'a mut [f32]);
 
     impl Kernel for Apply<'_> {
@@ -116,14 +193,8 @@ mod tests {
         #[inline(always)]
         fn run<S: Simd>(self, s: S) {
             for xs in self.1.chunks_mut(S::LANES) {
-                let x = s.get_part(xs);
-                s.put_part(
-                    xs,
-                    match self.0 {
-                        Function::Sigmoid => sigmoids(s, x),
-                        Function::Tanh => tanhs(s, x),
-                    },
-                );
+                let [y] = apply(s, [self.0], [s.get_part(xs)]);
+                s.put_part(xs, y);
             }
         }
     }

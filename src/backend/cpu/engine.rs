@@ -1,9 +1,9 @@
 //! The engine of the CPU: a training step in two fused phases on all threads.
 //!
 //! 1. Blocks of batch rows go forward, through the loss and back in time, each with the gradient of the recurrent and
-//!    the dense layer summed for itself (`block`); one more task chains the batch's tokens by id.
-//! 2. Adam: pieces of the embedding, whose touched rows sum their tokens' gradients in the order of the tokens; the
-//!    recurrent layer's panels, which sum the blocks' parts in their order and lay down the transposes for the next
+//!    the dense layer summed for itself, and the one of each of its distinct tokens (`block`).
+//! 2. Adam: pieces of the embedding, whose touched rows sum their gradients in the order of the blocks; the recurrent
+//!    layer's panels, which sum the blocks' parts in their order and lay down the transposes for the next
 //!    step; the dense layer.
 //!
 //! Weights too large for a gradient for each block get a phase between the two, in which each panel's gradient is summed
@@ -40,7 +40,7 @@ const MAX_PARTIALS: usize = 16;
 const PIECES: usize = 24;
 /// Largest projected table, in elements: 32 MiB. It is made once as many tokens as it has rows are asked for.
 const MAX_TABLE: usize = 1 << 23;
-/// The end of a chain of tokens, and a row without one.
+/// The end of a chain of entries, and a row without one.
 const NONE: u32 = 0;
 
 /// An engine that trains, evaluates and predicts on the threads of a [`Cpu`]. Everything it is asked for is done when a
@@ -66,11 +66,12 @@ impl Trained {
     }
 }
 
-/// What the threads keep between steps.
+/// What a thread keeps between blocks.
 #[derive(Debug, Default)]
-struct Slot {
+struct Scratch {
     tape: Tape,
-    partial: Partial,
+    /// `[V]`, all zero between blocks.
+    known: Vec<u32>,
 }
 
 #[derive(Debug)]
@@ -90,16 +91,25 @@ struct Loaded {
     train: Option<Examples>,
     validation: Option<Examples>,
     test: Option<Examples>,
+    class_weights: Option<Vec<f32>>,
     order: Vec<u32>,
     metrics: Metrics,
-    slots: Vec<Slot>,
+    /// A thread's each.
+    scratch: Vec<Scratch>,
+    /// A block's each where the gradient of the weights is summed after all blocks.
+    tapes: Vec<Tape>,
+    partials: Vec<Partial>,
     /// The panels' gradient where blocks have none.
     shared: Vec<f32>,
-    /// `[block][T][row][inputs]`: gradients by the inputs.
+    /// `[block][entry][inputs]`, room for an entry for each token: gradients by the inputs.
     dx: Vec<f32>,
-    /// The first token of each vocabulary row, plus one; all [`NONE`] between steps.
+    /// The id of each entry.
+    ids: Vec<u32>,
+    /// Entries of each block.
+    entries: Vec<usize>,
+    /// The first entry of each vocabulary row, plus one; all [`NONE`] between steps.
     head: Vec<u32>,
-    /// The next token with the same id, plus one.
+    /// The next entry with the same id, plus one.
     next: Vec<u32>,
     loss: Vec<f32>,
     hits: Vec<f32>,
@@ -144,6 +154,7 @@ impl Engine for CpuEngine {
 
     fn load(&mut self, model: &Model, state: &TrainState, adam: AdamConfig, parts: Parts<'_>) -> Result<()> {
         checks::state(model, state)?;
+        checks::class_weights(model, parts.class_weights)?;
         for examples in [parts.train, parts.validation, parts.test].into_iter().flatten() {
             examples.check(model.config.vocab, model.config.classes)?;
         }
@@ -166,11 +177,16 @@ impl Engine for CpuEngine {
             train: parts.train.cloned(),
             validation: parts.validation.cloned(),
             test: parts.test.cloned(),
+            class_weights: parts.class_weights.map(<[f32]>::to_vec),
             order: Vec::new(),
             metrics: Metrics::default(),
-            slots: Vec::new(),
+            scratch: Vec::new(),
+            tapes: Vec::new(),
+            partials: Vec::new(),
             shared: Vec::new(),
             dx: Vec::new(),
+            ids: Vec::new(),
+            entries: Vec::new(),
             head: Vec::new(),
             next: Vec::new(),
             loss: Vec::new(),
@@ -231,7 +247,7 @@ impl Engine for CpuEngine {
 struct Plan {
     /// First row and rows of each block.
     blocks: Vec<(usize, usize)>,
-    /// Blocks of each slot, in order.
+    /// Blocks of each sum of gradients, in order.
     runs: Vec<std::ops::Range<usize>>,
     /// Whether blocks leave the weights' gradients to a phase of their own.
     shared: bool,
@@ -259,19 +275,17 @@ fn cut(n: usize, pieces: usize) -> Vec<(usize, usize)> {
     (0..pieces).map(|k| (n * k / pieces, n * (k + 1) / pieces - n * k / pieces)).collect()
 }
 
-/// A task of the first phase.
-enum Forth<'a> {
-    Chain {
-        head: &'a mut [u32],
-        next: &'a mut [u32],
-    },
-    Run {
-        slot: &'a mut Slot,
-        blocks: &'a [(usize, usize)],
-        dx: &'a mut [f32],
-        loss: &'a mut [f32],
-        hits: &'a mut [f32],
-    },
+/// A task of the first phase: a run of blocks.
+struct Forth<'a> {
+    /// Where the tape is read after all blocks; else the thread's own is used.
+    tape: Option<&'a mut Tape>,
+    partial: &'a mut Partial,
+    blocks: &'a [(usize, usize)],
+    entries: &'a mut [usize],
+    ids: &'a mut [u32],
+    dx: &'a mut [f32],
+    loss: &'a mut [f32],
+    hits: &'a mut [f32],
 }
 
 /// Parameters, first and second moments of a task.
@@ -297,20 +311,20 @@ struct Gradients<'a> {
 }
 
 impl Gradients<'_> {
-    /// Sums the gradients of a chain of tokens into `sum [inputs]`.
+    /// Sums the gradients of a chain of entries into `sum [inputs]`.
     #[inline(always)]
-    fn tokens<S: Simd>(&self, s: S, mut token: u32, sum: &mut [f32]) {
+    fn entries<S: Simd>(&self, s: S, mut entry: u32, sum: &mut [f32]) {
         let width = self.sizes.inputs();
         sum.fill(0.0);
-        while token != NONE {
-            let at = (token - 1) as usize;
+        while entry != NONE {
+            let at = (entry - 1) as usize;
             for (sum, dx) in
                 sum.chunks_exact_mut(S::LANES).zip(self.dx[at * width..][..width].chunks_exact(S::LANES))
             {
                 let total = s.add(s.get(sum), s.get(dx));
                 s.put(sum, total);
             }
-            token = self.next[at];
+            entry = self.next[at];
         }
     }
 }
@@ -345,9 +359,9 @@ impl Kernel for Apply<'_, '_> {
                 let e = d.e;
                 let mut row = 0;
                 while row < head.len() {
-                    // Rows without a token, all at once.
+                    // Rows without an entry, all at once.
                     let idle =
-                        head[row..].iter().position(|&token| token != NONE).unwrap_or(head.len() - row);
+                        head[row..].iter().position(|&entry| entry != NONE).unwrap_or(head.len() - row);
                     let at = row * e..(row + idle) * e;
                     adam::update(
                         s,
@@ -362,7 +376,7 @@ impl Kernel for Apply<'_, '_> {
                     if row == head.len() {
                         break;
                     }
-                    gradients.tokens(s, std::mem::replace(&mut head[row], NONE), self.sum);
+                    gradients.entries(s, std::mem::replace(&mut head[row], NONE), self.sum);
                     let sum = &self.sum[..e];
                     let at = row * e..(row + 1) * e;
                     adam::update(
@@ -407,13 +421,18 @@ impl Kernel for Apply<'_, '_> {
 #[inline(always)]
 fn transpose(d: Sizes, panel: &[f32], backs: &mut [&mut [f32]]) {
     let (gates, inputs) = (d.gates(), d.inputs());
-    for (k, row) in panel.chunks_exact(gates).take(d.e + d.h).enumerate() {
-        let column = if k < d.e { k } else { inputs + k - d.e };
-        let (piece, offset) = (column / (d.back_width() * d.lanes), column % (d.back_width() * d.lanes));
-        let back = &mut *backs[piece];
-        let width = back.len() / gates;
-        for (x, to) in row.iter().zip(back[offset..].iter_mut().step_by(width)) {
-            *to = *x;
+    for ((first, width), back) in d.back_panels().zip(backs) {
+        let width = width * d.lanes;
+        for lane in 0..width {
+            let column = first * d.lanes + lane;
+            let k = if column < inputs { column } else { d.e + column - inputs };
+            let filled_up = if column < inputs { column >= d.e } else { column - inputs >= d.h };
+            if !filled_up {
+                let row = &panel[k * gates..][..gates];
+                for (x, to) in row.iter().zip(back[lane..].iter_mut().step_by(width)) {
+                    *to = *x;
+                }
+            }
         }
     }
 }
@@ -457,8 +476,8 @@ impl Kernel for SquareSum<'_, '_> {
         match self.task {
             Update::Embedding { head, .. } => {
                 let mut total = 0.0;
-                for &token in head.iter().filter(|&&token| token != NONE) {
-                    gradients.tokens(s, token, self.sum);
+                for &entry in head.iter().filter(|&&entry| entry != NONE) {
+                    gradients.entries(s, entry, self.sum);
                     total += square(&self.sum[..d.e]);
                 }
                 total
@@ -545,26 +564,39 @@ impl Loaded {
         let row = |index: usize| train.row(batch[index] as usize);
 
         // Room for everything.
-        let tokens = rows * t;
+        let (tokens, vocab) = (rows * t, self.model.config.vocab);
         grow(&mut self.dx, [t, rows, d.inputs()])?;
         grow(&mut self.loss, [1, 1, rows])?;
         grow(&mut self.hits, [1, 1, rows])?;
-        if self.next.len() < tokens {
-            self.next.resize(tokens, NONE);
+        for buffer in [&mut self.next, &mut self.ids] {
+            if buffer.len() < tokens {
+                buffer.resize(tokens, NONE);
+            }
         }
-        self.head.resize(self.model.config.vocab, NONE);
-        if self.slots.len() < plan.runs.len() {
-            self.slots.resize_with(plan.runs.len(), Slot::default);
+        self.head.resize(vocab, NONE);
+        self.entries.resize(plan.blocks.len(), 0);
+        if self.partials.len() < plan.runs.len() {
+            self.partials.resize_with(plan.runs.len(), Partial::default);
         }
         let panel = if plan.shared { d.gates() } else { d.panel() };
+        for partial in &mut self.partials[..plan.runs.len()] {
+            partial.panels.resize(d.unit_vectors() * panel, 0.0);
+            partial.dense.resize(d.dense(), 0.0);
+        }
         let most = plan.blocks.iter().map(|&(_, n)| n).max().unwrap_or(0);
-        for slot in &mut self.slots[..plan.runs.len()] {
-            slot.tape.fit(d, most, t)?;
-            slot.partial.panels.resize(d.unit_vectors() * panel, 0.0);
-            slot.partial.dense.resize(d.dense(), 0.0);
+        self.scratch.resize_with(cpu.threads(), Scratch::default);
+        for scratch in &mut self.scratch {
+            scratch.known.resize(vocab, 0);
+            if !plan.shared {
+                scratch.tape.fit(d, most, t, false)?;
+            }
         }
         if plan.shared {
             grow(&mut self.shared, [1, 1, d.panels()])?;
+            self.tapes.resize_with(self.tapes.len().max(plan.runs.len()), Tape::default);
+            for tape in &mut self.tapes[..plan.runs.len()] {
+                tape.fit(d, most, t, true)?;
+            }
         }
         self.labels.clear();
         self.labels.extend(batch.iter().map(|&row| train.y[row as usize]));
@@ -572,71 +604,73 @@ impl Loaded {
         // Forth and back.
         let weights = Weights { sizes: d, panels: &self.cell.p, backs: &self.backs, dense: &self.dense.p };
         let (embeddings, labels) = (&self.embeddings.p, &self.labels);
-        let mut tasks = Vec::with_capacity(plan.runs.len() + 1);
+        let class_weights = self.class_weights.as_deref();
+        let mut tasks = Vec::with_capacity(plan.runs.len());
         let (mut dx, mut loss, mut hits) =
             (&mut self.dx[..tokens * d.inputs()], &mut self.loss[..rows], &mut self.hits[..rows]);
-        for (slot, run) in self.slots.iter_mut().zip(&plan.runs) {
+        let (mut ids, mut entries) = (&mut self.ids[..tokens], &mut self.entries[..]);
+        let mut tapes = self.tapes.iter_mut();
+        for (partial, run) in self.partials.iter_mut().zip(&plan.runs) {
             let blocks = &plan.blocks[run.clone()];
-            let rows = blocks.iter().map(|&(_, n)| n).sum();
-            tasks.push(Forth::Run {
-                slot,
+            let rows: usize = blocks.iter().map(|&(_, n)| n).sum();
+            tasks.push(Forth {
+                tape: if plan.shared { tapes.next() } else { None },
+                partial,
                 blocks,
+                entries: super::take(&mut entries, blocks.len()),
+                ids: super::take(&mut ids, rows * t),
                 dx: super::take(&mut dx, rows * t * d.inputs()),
                 loss: super::take(&mut loss, rows),
                 hits: super::take(&mut hits, rows),
             });
         }
-        tasks.push(Forth::Chain { head: &mut self.head, next: &mut self.next[..tokens] });
-        cpu.pool.each(&mut tasks, |task| match task {
-            Forth::Chain { head, next } => {
-                // Backwards, so that chains run in the order of the tokens: block, time step, row.
-                let mut token = tokens;
-                for &(first, count) in plan.blocks.iter().rev() {
-                    for step in (0..t).rev() {
-                        for index in (first..first + count).rev() {
-                            token -= 1;
-                            let head = &mut head[row(index)[step] as usize];
-                            // Below 2³²: an index of a buffer that exists.
-                            next[token] = std::mem::replace(head, token as u32 + 1);
-                        }
-                    }
-                }
-            }
-            Forth::Run { slot, blocks, dx, loss, hits } => {
-                let (mut dx, mut loss, mut hits) = (&mut **dx, &mut **loss, &mut **hits);
-                for (index, &(first, count)) in blocks.iter().enumerate() {
-                    for r in 0..count {
-                        for (step, &id) in row(first + r).iter().enumerate() {
-                            let x = &embeddings[id as usize * d.e..][..d.e];
-                            slot.tape.set_input(d, count, step, r, x);
-                        }
-                    }
-                    isa.run(TrainBlock {
-                        weights,
-                        tape: &mut slot.tape,
-                        rows: count,
-                        t,
-                        batch: rows,
-                        labels: &labels[first..first + count],
-                        loss: super::take(&mut loss, count),
-                        hits: super::take(&mut hits, count),
-                        dx: super::take(&mut dx, count * t * d.inputs()),
-                        partial: &mut slot.partial,
-                        first: index == 0,
-                        biases_only: plan.shared,
-                    });
-                }
+        cpu.pool.each_with(&mut tasks, &mut self.scratch, |task, scratch| {
+            let tape = task.tape.as_deref_mut().unwrap_or(&mut scratch.tape);
+            let (mut ids, mut dx) = (&mut *task.ids, &mut *task.dx);
+            let (mut loss, mut hits) = (&mut *task.loss, &mut *task.hits);
+            for (index, &(first, count)) in task.blocks.iter().enumerate() {
+                let (ids, dx) =
+                    (super::take(&mut ids, count * t), super::take(&mut dx, count * t * d.inputs()));
+                let row = |r| row(first + r);
+                let entries = tape.gather(d, count, t, row, embeddings, &mut scratch.known, ids);
+                task.entries[index] = entries;
+                isa.run(TrainBlock {
+                    weights,
+                    tape,
+                    rows: count,
+                    t,
+                    batch: rows,
+                    labels: &labels[first..first + count],
+                    class_weights,
+                    loss: super::take(&mut loss, count),
+                    hits: super::take(&mut hits, count),
+                    dx: &mut dx[..entries * d.inputs()],
+                    partial: task.partial,
+                    first: index == 0,
+                    biases_only: plan.shared,
+                });
             }
         });
         drop(tasks);
 
+        // Backwards, so that chains run in the order of the blocks.
+        for (&(first, _), &entries) in plan.blocks.iter().zip(&self.entries).rev() {
+            for entry in (first * t..first * t + entries).rev() {
+                let head = &mut self.head[self.ids[entry] as usize];
+                // Below 2³²: an index of a buffer that exists.
+                self.next[entry] = std::mem::replace(head, entry as u32 + 1);
+            }
+        }
+
         // The gradients of large weights.
-        let slots = &self.slots[..plan.runs.len()];
+        let partials = &self.partials[..plan.runs.len()];
         if plan.shared {
-            let blocks: Vec<_> = slots
+            let blocks: Vec<_> = self
+                .tapes
                 .iter()
+                .zip(partials)
                 .zip(&plan.blocks)
-                .map(|(slot, &(_, rows))| (&slot.tape, &slot.partial, rows))
+                .map(|((tape, partial), &(_, rows))| (tape, partial, rows))
                 .collect();
             let mut tasks: Vec<_> = self.shared[..d.panels()]
                 .chunks_exact_mut(d.panel())
@@ -657,9 +691,9 @@ impl Loaded {
             panels: if plan.shared {
                 vec![&self.shared[..d.panels()]]
             } else {
-                slots.iter().map(|slot| &slot.partial.panels[..]).collect()
+                partials.iter().map(|partial| &partial.panels[..]).collect()
             },
-            dense: slots.iter().map(|slot| &slot.partial.dense[..]).collect(),
+            dense: partials.iter().map(|partial| &partial.dense[..]).collect(),
         };
         let mut tasks = Vec::with_capacity(PIECES + d.unit_vectors() + 1);
         let Trained { p, m, v } = &mut self.cell;
@@ -672,7 +706,7 @@ impl Loaded {
         }
         let Trained { p, m, v } = &mut self.dense;
         tasks.push(Update::Dense { piece: Piece([p, m, v]) });
-        let piece = self.model.config.vocab.div_ceil(PIECES);
+        let piece = vocab.div_ceil(PIECES);
         let Trained { p, m, v } = &mut self.embeddings;
         let pieces = p
             .chunks_mut(piece * d.e)
@@ -714,7 +748,9 @@ impl Loaded {
         let (panels, isa) = (&self.cell.p, cpu.isa());
         let mut tasks: Vec<_> =
             self.embeddings.p.chunks(rows * d.e).zip(self.table.chunks_mut(rows * width)).collect();
-        cpu.pool.each(&mut tasks, |(x, out)| isa.run(Project { sizes: d, panels, x, out }));
+        cpu.pool.each(&mut tasks, |(x, out)| {
+            isa.run(Project { sizes: d, panels, x, ld: d.e, out, by_vector: false })
+        });
         self.table_is_valid = true;
     }
 

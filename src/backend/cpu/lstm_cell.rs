@@ -6,7 +6,7 @@
 //! time, so that its result is visited once for many rows. Each block has a partial sum of its own; these are added
 //! to the gradient in the blocks' order.
 
-use super::activation::{sigmoids, tanhs};
+use super::activation::{self, tanhs};
 use super::matmul::Panels;
 use super::simd::{Kernel, Simd};
 use super::{Cpu, NEGLIGIBLE, take};
@@ -101,17 +101,16 @@ fn activate<S: Simd>(s: S, gates: &mut [f32], c_prev: &[f32], h: &mut [f32], c: 
     let [i_row, f_row, g_row, o_row] = gate_rows(gates, units);
     for at in (0..units).step_by(S::LANES) {
         let at = at..units.min(at + S::LANES);
-        let i = sigmoids(s, s.get_part(&i_row[at.clone()]));
-        let f = sigmoids(s, s.get_part(&f_row[at.clone()]));
-        let g = tanhs(s, s.get_part(&g_row[at.clone()]));
-        let o = sigmoids(s, s.get_part(&o_row[at.clone()]));
+        let pre = [&*i_row, &*f_row, &*g_row, &*o_row].map(|row| s.get_part(&row[at.clone()]));
+        let [i, f, g, o] = activation::apply(s, activation::GATE_FUNCTIONS, pre);
         let state = s.mul_add(f, s.get_part(&c_prev[at.clone()]), s.mul(i, g));
         s.put_part(&mut i_row[at.clone()], i);
         s.put_part(&mut f_row[at.clone()], f);
         s.put_part(&mut g_row[at.clone()], g);
         s.put_part(&mut o_row[at.clone()], o);
         s.put_part(&mut c[at.clone()], state);
-        s.put_part(&mut h[at], s.mul(o, tanhs(s, state)));
+        let [squashed] = tanhs(s, [state]);
+        s.put_part(&mut h[at], s.mul(o, squashed));
     }
 }
 
@@ -275,7 +274,7 @@ fn d_activate<S: Simd>(
         let f = part(&gates[gate::F * units..][..units]);
         let g = part(&gates[gate::G * units..][..units]);
         let o = part(&gates[gate::O * units..][..units]);
-        let (y, dh) = (tanhs(s, part(c)), part(dh));
+        let ([y], dh) = (tanhs(s, [part(c)]), part(dh));
         let dc_all = s.mul_add(s.mul(dh, o), s.neg_mul_add(y, y, one), part(dc));
         let di = s.mul(s.mul(dc_all, g), s.neg_mul_add(i, i, i));
         let df = s.mul(s.mul(dc_all, part(c_prev)), s.neg_mul_add(f, f, f));

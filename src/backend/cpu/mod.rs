@@ -123,7 +123,7 @@ fn model_name(cpuinfo: &str) -> Option<String> {
 }
 
 /// Takes the next `n` elements off the front of `rest`.
-fn take<'a>(rest: &mut &'a mut [f32], n: usize) -> &'a mut [f32] {
+fn take<'a, T>(rest: &mut &'a mut [T], n: usize) -> &'a mut [T] {
     let (front, back) = std::mem::take(rest).split_at_mut(n);
     *rest = back;
     front

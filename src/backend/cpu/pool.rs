@@ -1,10 +1,11 @@
 //! Threads that wait for work: the caller and a fixed number of workers.
 //!
 //! A thread that waits spins for a short while (work comes every few microseconds while a training runs), then yields
-//! its processor, then sleeps: on a busy machine whoever has work gets to do it.
+//! its processor, then sleeps: on a busy machine whoever has work gets to do it. Nobody waits for a worker that has not
+//! begun: where the system gives it no processor, the others do its tasks, and when it comes the job is closed.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -14,6 +15,13 @@ const SPINS: u32 = 1000;
 const YIELDS: u32 = 50;
 /// How long the caller sleeps at a time while the last workers finish.
 const NAP: Duration = Duration::from_micros(50);
+
+/// The part of [`Shared::state`] that counts the workers that are at the job.
+const WORKING: u64 = 0xffff;
+/// The bit of [`Shared::state`] that says that workers may begin.
+const OPEN: u64 = 1 << 16;
+/// One job in [`Shared::state`].
+const GENERATION: u64 = 1 << 17;
 
 /// The caller's thread and its workers.
 #[derive(Debug)]
@@ -28,12 +36,10 @@ pub(super) struct Pool {
 
 #[derive(Default)]
 struct Shared {
-    /// Counts jobs; a change is what workers wait for.
-    generation: AtomicUsize,
+    /// Counts jobs, whether the last is [`OPEN`], and the workers that are at it. A new job is what workers wait for.
+    state: AtomicU64,
     /// The job of this generation.
     job: Mutex<Option<Job>>,
-    /// Workers that have not finished this generation's job.
-    pending: AtomicUsize,
     /// Workers that sleep or are about to.
     sleepers: AtomicUsize,
     wake: Condvar,
@@ -43,7 +49,7 @@ struct Shared {
 
 impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shared").field("generation", &self.generation).finish_non_exhaustive()
+        f.debug_struct("Shared").field("state", &self.state).finish_non_exhaustive()
     }
 }
 
@@ -58,9 +64,9 @@ impl Shared {
     }
 
     /// Waits until the generation is not `seen`; returns it.
-    fn next(&self, seen: usize) -> usize {
+    fn next(&self, seen: u64) -> u64 {
         for turn in 0..SPINS + YIELDS {
-            let generation = self.generation.load(Ordering::Acquire);
+            let generation = self.state.load(Ordering::Acquire) / GENERATION;
             if generation != seen {
                 return generation;
             }
@@ -75,13 +81,25 @@ impl Shared {
         // that somebody sleeps.
         self.sleepers.fetch_add(1, Ordering::SeqCst);
         loop {
-            let generation = self.generation.load(Ordering::SeqCst);
+            let generation = self.state.load(Ordering::SeqCst) / GENERATION;
             if generation != seen {
                 self.sleepers.fetch_sub(1, Ordering::SeqCst);
                 return generation;
             }
             job = self.wake.wait(job).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// Whether the job of `generation` is still open; if it is, this worker counts from now on.
+    fn begin(&self, generation: u64) -> bool {
+        let mut state = self.state.load(Ordering::Acquire);
+        while state / GENERATION == generation && state & OPEN != 0 {
+            match self.state.compare_exchange_weak(state, state + 1, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return true,
+                Err(now) => state = now,
+            }
+        }
+        false
     }
 
     fn work(&self, thread: usize) {
@@ -91,18 +109,22 @@ impl Shared {
             if self.stop.load(Ordering::Acquire) {
                 return;
             }
+            if !self.begin(seen) {
+                continue;
+            }
             let job = *self.job();
             if let Some(Job(job)) = job
                 && catch_unwind(AssertUnwindSafe(|| job(thread))).is_err()
             {
                 self.panicked.store(true, Ordering::Relaxed);
             }
-            self.pending.fetch_sub(1, Ordering::Release);
+            self.state.fetch_sub(1, Ordering::Release);
         }
     }
 
-    fn start_generation(&self) {
-        self.generation.fetch_add(1, Ordering::SeqCst);
+    /// Counts a new job; `open` is [`OPEN`] or nothing. Nobody is at the last one.
+    fn start_generation(&self, open: u64) {
+        self.state.fetch_add(GENERATION | open, Ordering::SeqCst);
         if self.sleepers.load(Ordering::SeqCst) > 0 {
             // Whoever counts itself a sleeper and has not gone to sleep holds the lock until it has.
             drop(self.job());
@@ -132,19 +154,21 @@ impl Pool {
         self.workers.len() + 1
     }
 
-    /// Runs `f` once on every thread, with the thread's number, and returns when all are done.
+    /// Runs `f` on the calling thread and on those workers that begin before it is done there, with the thread's number;
+    /// returns when all are done. What there is to do must be done when the caller's `f` and those that began are.
     fn run(&self, f: &(dyn Fn(usize) + Sync)) {
         let shared = &*self.shared;
-        // SAFETY: the workers use the job only while `pending` counts them, and below this waits for `pending` to be
-        // zero before it returns or unwinds: the borrow outlives every use.
+        // SAFETY: the workers use the job only while `state` counts them, which they begin only while it is open, and
+        // below this closes it and waits for their number to be zero before it returns or unwinds: the borrow outlives
+        // every use.
         let job =
             unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(f) };
         *shared.job() = Some(Job(job));
-        shared.pending.store(self.workers.len(), Ordering::Release);
-        shared.start_generation();
+        shared.start_generation(OPEN);
         let outcome = catch_unwind(AssertUnwindSafe(|| f(0)));
+        shared.state.fetch_and(!OPEN, Ordering::AcqRel);
         let mut turn = 0;
-        while shared.pending.load(Ordering::Acquire) > 0 {
+        while shared.state.load(Ordering::Acquire) & WORKING > 0 {
             turn += 1;
             if turn < SPINS {
                 std::hint::spin_loop();
@@ -165,18 +189,35 @@ impl Pool {
     /// same for the same number of tasks, so that what a task leaves in a cache is found there the next time; who has
     /// finished its own helps the others.
     pub(super) fn each<T: Send>(&self, tasks: &mut [T], f: impl Fn(&mut T) + Sync) {
+        self.each_with(tasks, &mut vec![(); self.threads()], |task, ()| f(task));
+    }
+
+    /// The same with scratch of its own for each thread.
+    ///
+    /// # Panics
+    /// If there is less scratch than threads.
+    pub(super) fn each_with<T: Send, S: Send>(
+        &self,
+        tasks: &mut [T],
+        scratch: &mut [S],
+        f: impl Fn(&mut T, &mut S) + Sync,
+    ) {
+        assert!(scratch.len() >= self.threads());
         if self.workers.is_empty() || tasks.len() < 2 {
-            tasks.iter_mut().for_each(f);
+            tasks.iter_mut().for_each(|task| f(task, &mut scratch[0]));
             return;
         }
         let one_at_a_time = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
         let (first, count, threads) = (Shareable(tasks.as_mut_ptr()), tasks.len(), self.threads());
+        let scratch = Shareable(scratch.as_mut_ptr());
         let start = |thread: usize| count * thread / threads;
         for (thread, next) in self.next.iter().enumerate() {
             next.0.store(start(thread), Ordering::Relaxed);
         }
         self.run(&|thread| {
-            let first = &first;
+            let (first, scratch) = (&first, &scratch);
+            // SAFETY: there is scratch for every thread, and `run` gives each its own number.
+            let scratch = unsafe { &mut *scratch.0.add(thread) };
             for turn in 0..threads {
                 let owner = (thread + turn) % threads;
                 loop {
@@ -187,7 +228,7 @@ impl Pool {
                     // SAFETY: `index` lies in its owner's run of the slice, the runs do not overlap, and the owner's
                     // counter gives each index out once; the slice is borrowed until `run` returns, when every
                     // thread is done.
-                    f(unsafe { &mut *first.0.add(index) });
+                    f(unsafe { &mut *first.0.add(index) }, scratch);
                 }
             }
         });
@@ -200,16 +241,16 @@ impl Pool {
 #[repr(align(128))]
 struct Counter(AtomicUsize);
 
-/// A pointer to tasks of which each is given to one thread.
+/// A pointer to things of which each is given to one thread.
 struct Shareable<T>(*mut T);
 
-// SAFETY: the pointer is only used as `Pool::each` says; the tasks themselves are `Send`.
+// SAFETY: the pointer is only used as `Pool::each_with` says; the things themselves are `Send`.
 unsafe impl<T: Send> Sync for Shareable<T> {}
 
 impl Drop for Pool {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Release);
-        self.shared.start_generation();
+        self.shared.start_generation(0);
         for worker in self.workers.drain(..) {
             // A worker catches its jobs' panics: it can only end well.
             let _ = worker.join();

@@ -136,7 +136,7 @@ pub(super) fn step(
     let buckets = Buckets::new(vocab, e);
     let layer = arena.dense.saturating_sub(arena.layer);
     let dense = hidden.saturating_add(1).saturating_mul(classes);
-    if arena.layer % 4 != 0
+    if !arena.layer.is_multiple_of(4)
         || vocab * e > arena.layer
         || arena.dense < arena.layer
         || arena.dense + dense != n

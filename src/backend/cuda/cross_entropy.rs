@@ -38,6 +38,8 @@ impl From<MetricSums> for Metrics {
 pub(super) struct Losses<'a> {
     /// `[B]`
     pub(super) labels: Ids<'a>,
+    /// `[C]`
+    pub(super) class_weights: Option<View<'a, f32>>,
     /// `[B]`, assigned.
     pub(super) loss: ViewMut<'a, f32>,
     /// `[B]`, assigned.
@@ -53,9 +55,11 @@ pub(super) fn forward(
     losses: Option<Losses<'_>>,
 ) -> Result<()> {
     let CrossEntropyDims { b: batch, c: classes } = d;
-    let (labels, mut loss, mut hits) = match losses {
-        Some(Losses { labels, loss, hits }) => (Some(labels), Some(loss), Some(hits)),
-        None => (None, None, None),
+    let (labels, class_weights, mut loss, mut hits) = match losses {
+        Some(Losses { labels, class_weights, loss, hits }) => {
+            (Some(labels), class_weights, Some(loss), Some(hits))
+        }
+        None => (None, None, None, None),
     };
     if let Some(labels) = labels {
         check_below("cross_entropy_forward", labels, classes)?;
@@ -64,23 +68,25 @@ pub(super) fn forward(
     let call = Call::new(ctx, &ctx.kernels.cross_entropy_forward)
         .input("logits [B,C]", logits, &[batch, classes])?
         .input_or_null("labels [B]", labels.map(|l| l.view), &[batch])?
+        .input_or_null("class_weights [C]", class_weights, &[classes])?
         .output("probs [B,C]", &mut probs, &[batch, classes])?
         .output_or_null("loss [B]", loss.as_mut(), &[batch])?
         .output_or_null("hits [B]", hits.as_mut(), &[batch])?
         .size("B", batch)?
         .size("C", classes)?;
-    // SAFETY: the parameters are `logits, labels, probs, loss, hits, batch, classes`; a warp reads and writes one row
-    // below B of each, and the logit of its label, which is below C: all were checked. Without labels `loss` and
+    // SAFETY: the parameters are `logits, labels, class_weights, probs, loss, hits, batch, classes`; a warp reads and writes
+    // one row below B of each, and the logit and weight of its label, which is below C: all were checked. Without labels `loss` and
     // `hits` are null too.
     unsafe { call.launch([grid, 1, 1], WARP_THREADS, 0) }
 }
 
-/// Assigns `dlogits` `[B,C]` from `probs` `[B,C]` and `labels` `[B]`.
+/// Assigns `dlogits` `[B,C]` from `probs` `[B,C]`, `labels` `[B]` and `class_weights` `[C]`.
 pub(super) fn backward(
     ctx: &Context,
     d: CrossEntropyDims,
     probs: View<'_, f32>,
     labels: Ids<'_>,
+    class_weights: Option<View<'_, f32>>,
     mut dlogits: ViewMut<'_, f32>,
 ) -> Result<()> {
     let CrossEntropyDims { b: batch, c: classes } = d;
@@ -89,11 +95,12 @@ pub(super) fn backward(
     let call = Call::new(ctx, &ctx.kernels.cross_entropy_backward)
         .input("probs [B,C]", probs, &[batch, classes])?
         .input("labels [B]", labels.view, &[batch])?
+        .input_or_null("class_weights [C]", class_weights, &[classes])?
         .output("dlogits [B,C]", &mut dlogits, &[batch, classes])?
         .size("B", batch)?
         .size("C", classes)?;
-    // SAFETY: the parameters are `probs, labels, dlogits, batch, classes`; a thread has one element below `B·C` and its
-    // row's label: all were checked.
+    // SAFETY: the parameters are `probs, labels, class_weights, dlogits, batch, classes`; a thread has one element below
+    // `B·C`, its row's label and that one's weight: all were checked.
     unsafe { call.launch([grid, 1, 1], ELEMENT_THREADS, 0) }
 }
 

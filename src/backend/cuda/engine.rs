@@ -215,7 +215,7 @@ impl Places {
     }
 
     /// An arena with these values.
-    fn from_host(&self, ctx: &Context, what: &str, values: &[f32]) -> Result<DeviceVec<f32>> {
+    fn upload_new(&self, ctx: &Context, what: &str, values: &[f32]) -> Result<DeviceVec<f32>> {
         let mut arena = DeviceVec::new(ctx, what, self.len)?;
         clear(ctx, what, arena.view_mut())?;
         self.upload(ctx, what, arena.view_mut(), values)?;
@@ -381,12 +381,12 @@ impl Dims {
 }
 
 /// What is wanted of a forward pass.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Want {
+#[derive(Clone, Copy, Debug)]
+enum Want<'a> {
     /// Probabilities alone; there are no labels.
     Probabilities,
-    /// Probabilities, and each row's loss and hit.
-    Losses,
+    /// Probabilities, and each row's loss, times its class' weight of `[C]`, and hit.
+    Losses { class_weights: Option<View<'a, f32>> },
 }
 
 impl Workspace {
@@ -490,7 +490,7 @@ impl Workspace {
         d: &Dims,
         params: View<'_, f32>,
         places: &Places,
-        want: Want,
+        want: Want<'_>,
     ) -> Result<()> {
         let ModelConfig { embed: e, hidden: h, classes: c, .. } = d.config;
         let (n, state) = (d.tokens(), d.rows * h);
@@ -523,8 +523,9 @@ impl Workspace {
         dense::forward(ctx, d.dense(), last, dense_w, dense_b, self.logits.front_mut(d.rows * c)?)?;
         let losses = match want {
             Want::Probabilities => None,
-            Want::Losses => Some(Losses {
+            Want::Losses { class_weights } => Some(Losses {
                 labels: Ids { view: self.labels.front(d.rows)?, below: c },
+                class_weights,
                 loss: self.loss.front_mut(d.rows)?,
                 hits: self.hits.front_mut(d.rows)?,
             }),
@@ -541,13 +542,15 @@ impl Workspace {
         plan: &Plan,
         params: View<'_, f32>,
         places: &Places,
+        class_weights: Option<View<'_, f32>>,
     ) -> Result<()> {
         let ModelConfig { embed: e, hidden: h, classes: c, .. } = d.config;
         let (n, state) = (d.tokens(), d.rows * h);
         let param = |range: &Range<usize>| params.part(range.clone());
         let labels = Ids { view: self.labels.front(d.rows)?, below: c };
         let probs = self.probs.front(d.rows * c)?;
-        cross_entropy::backward(ctx, d.cross_entropy(), probs, labels, self.dlogits.front_mut(d.rows * c)?)?;
+        let dlogits = self.dlogits.front_mut(d.rows * c)?;
+        cross_entropy::backward(ctx, d.cross_entropy(), probs, labels, class_weights, dlogits)?;
 
         let dy = self.dlogits.front(d.rows * c)?;
         let dh_last = self.dh_last.front_mut(state)?;
@@ -706,6 +709,7 @@ struct Loaded {
     train: Option<Resident>,
     validation: Option<Resident>,
     test: Option<Resident>,
+    class_weights: Option<DeviceVec<f32>>,
     /// The epoch's order, on the host to check steps against and on the device to gather by.
     order: Vec<u32>,
     device_order: Growing<u32>,
@@ -752,17 +756,21 @@ impl Loaded {
             path,
             buckets: Buckets::new(model.config.vocab, model.config.embed),
             adam,
-            params: places.from_host(ctx, "the parameters", &state.params)?,
+            params: places.upload_new(ctx, "the parameters", &state.params)?,
             precision,
             stored,
             grads: Growing::default(),
-            m: places.from_host(ctx, "Adam's first moment", &state.m)?,
-            v: places.from_host(ctx, "Adam's second moment", &state.v)?,
+            m: places.upload_new(ctx, "Adam's first moment", &state.m)?,
+            v: places.upload_new(ctx, "Adam's second moment", &state.v)?,
             places,
             t: state.t,
             train: resident(parts.train)?,
             validation: resident(parts.validation)?,
             test: resident(parts.test)?,
+            class_weights: parts
+                .class_weights
+                .map(|weights| DeviceVec::from_slice(ctx, "the classes' weights", weights))
+                .transpose()?,
             order: Vec::new(),
             device_order: Growing::default(),
             steps: DeviceVec::new(ctx, "the steps", TABLE_STEPS)?,
@@ -856,8 +864,9 @@ impl Loaded {
             let order = self.device_order.front(self.order.len())?;
             let from = Rows::Step { order, steps: self.steps.view(), cursor: self.cursor.view_mut() };
             self.work.gather(ctx, d, train.x.view(), Some(train.y.view()), from)?;
-            self.work.forward(ctx, d, params, &self.places, Want::Losses)?;
-            self.work.backward(ctx, d, plan, params, &self.places)?;
+            let class_weights = self.class_weights.as_ref().map(DeviceVec::view);
+            self.work.forward(ctx, d, params, &self.places, Want::Losses { class_weights })?;
+            self.work.backward(ctx, d, plan, params, &self.places, class_weights)?;
         }
         if d.rows > 0 && !clips {
             return self.adam_step(ctx, d, Some(plan));
@@ -892,6 +901,7 @@ impl Loaded {
             x: Ids { view: train.x.view(), below: vocab },
             labels: Ids { view: train.y.view(), below: c },
             order: self.device_order.front(self.order.len())?,
+            class_weights: self.class_weights.as_ref().map(DeviceVec::view),
         };
         let to = fused::Gradients {
             dx: self.work.dembedded.front_mut(d.tokens().saturating_mul(e))?,
@@ -1154,7 +1164,10 @@ impl Loaded {
             self.eval_hits.fit(ctx, "an evaluation's hits", all)?;
             let (loss, hits) = (self.eval_loss.front_mut(all)?, self.eval_hits.front_mut(all)?);
             let labels = Ids { view: resident.y.view(), below: config.classes };
-            let to = fused::Results { probs: None, losses: Some(Losses { labels, loss, hits }) };
+            let to = fused::Results {
+                probs: None,
+                losses: Some(Losses { labels, class_weights: None, loss, hits }),
+            };
             let x = Ids { view: resident.x.view(), below: config.vocab };
             let params = self.params.view();
             match &self.stored {
@@ -1201,7 +1214,8 @@ impl Loaded {
             let Some(resident) = resident else { continue };
             let (x, y) = (resident.x.view(), resident.y.view());
             self.work.gather(ctx, &d, x, Some(y), Rows::From(first))?;
-            self.work.forward(ctx, &d, self.params.view(), &self.places, Want::Losses)?;
+            let want = Want::Losses { class_weights: None };
+            self.work.forward(ctx, &d, self.params.view(), &self.places, want)?;
             let (loss, hits) = (self.work.loss.front(d.rows)?, self.work.hits.front(d.rows)?);
             let sums = self.evaluated.view_mut();
             cross_entropy::metrics(ctx, loss, hits, sums, None, d.rows, batch_size)?;
@@ -1297,6 +1311,7 @@ impl Engine for CudaEngine {
 
     fn load(&mut self, model: &Model, state: &TrainState, adam: AdamConfig, parts: Parts<'_>) -> Result<()> {
         checks::state(model, state)?;
+        checks::class_weights(model, parts.class_weights)?;
         for examples in [parts.train, parts.validation, parts.test].into_iter().flatten() {
             examples.check(model.config.vocab, model.config.classes)?;
         }

@@ -229,6 +229,8 @@ pub(super) struct Source<'a> {
     pub(super) labels: Ids<'a>,
     /// Rows below `N`.
     pub(super) order: View<'a, u32>,
+    /// `[C]`: what a row of each class counts; None is 1 for all.
+    pub(super) class_weights: Option<View<'a, f32>>,
 }
 
 /// Forward and backward of the step at the cursor, which has at most `rows` rows; also tells the step's last kernel which
@@ -257,7 +259,8 @@ pub(super) fn step<S: Stored>(
         .output("cursor", &mut cursor, &[CURSORS])?
         .input("x [N,T]", from.x.view, &[t])?
         .input("labels [N]", from.labels.view, &[1])?
-        .input("order", from.order, &[])?;
+        .input("order", from.order, &[])?
+        .input_or_null("class_weights [C]", from.class_weights, &[c])?;
     let mut call = push(call, config, &weights)?
         .output("dx [T,B,E]", &mut dx, &[t, rows, e])?
         .output("partials [B,stride]", &mut partials, &[rows, stride])?
@@ -279,8 +282,9 @@ pub(super) fn step<S: Stored>(
         )?;
     }
     let grid = size("fused_step", "rows", rows)?;
-    // SAFETY: the parameters are `steps, cursor, data, labels, order, table, w, u, b, dense_w, dense_b, dx, partials, h_last,
-    // dlogits, loss, hits, t, e, hidden, classes, stride, shared_floats`, and of f16 `scaling, finite`. A block below the step's rows, of which there are
+    // SAFETY: the parameters are `steps, cursor, data, labels, order, class_weights, table, w, u, b, dense_w, dense_b, dx,
+    // partials, h_last, dlogits, loss, hits, t, e, hidden, classes, stride, shared_floats`, and of f16 `scaling, finite`. A
+    // block below the step's rows, of which there are
     // at most `rows`, has one row of every array: all were checked; the engine has checked that the step's rows lie within
     // the order, the order's within the data set, and ids and labels were compared with V and C above. The kernel is wide
     // enough for H and E, and its shared memory is what `Fused::new` counts, allowed when the kernels were loaded.

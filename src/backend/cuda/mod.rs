@@ -369,7 +369,12 @@ impl Ops for Cuda {
     ) -> Result<()> {
         a.check(d)?;
         let labels = a.labels.below("cross_entropy_forward", "labels [B]", d.c)?;
-        let losses = cross_entropy::Losses { labels, loss: a.loss.view_mut(), hits: a.hits.view_mut() };
+        let losses = cross_entropy::Losses {
+            labels,
+            class_weights: a.class_weights.map(|w| w.view()),
+            loss: a.loss.view_mut(),
+            hits: a.hits.view_mut(),
+        };
         cross_entropy::forward(&self.ctx, d, a.logits.view(), a.probs.view_mut(), Some(losses))
     }
 
@@ -380,7 +385,14 @@ impl Ops for Cuda {
     ) -> Result<()> {
         a.check(d)?;
         let labels = a.labels.below("cross_entropy_backward", "labels [B]", d.c)?;
-        cross_entropy::backward(&self.ctx, d, a.probs.view(), labels, a.dlogits.view_mut())
+        cross_entropy::backward(
+            &self.ctx,
+            d,
+            a.probs.view(),
+            labels,
+            a.class_weights.map(|w| w.view()),
+            a.dlogits.view_mut(),
+        )
     }
 
     fn adam(&self, config: &AdamConfig, step: &StepState, a: Adam<'_, CudaBuffer>) -> Result<()> {

@@ -29,7 +29,7 @@ pub fn forward<T: Real>(d: CrossEntropyDims, a: CrossEntropyForward<'_, [T], [u3
         let sum = softmax(logits, &mut a.probs[row * d.c..(row + 1) * d.c]);
         let mut loss = sum.ln() - (logits[label] - logits[largest]);
         if let Some(weights) = a.class_weights {
-            loss = loss * weights[label];
+            loss *= weights[label];
         }
         a.loss[row] = loss;
         a.hits[row] = if largest == label && !loss.is_nan() { T::one() } else { T::zero() };
@@ -51,7 +51,7 @@ pub fn backward<T: Real>(d: CrossEntropyDims, a: CrossEntropyBackward<'_, [T], [
             let onehot = if col == label as usize { T::one() } else { T::zero() };
             let mut dlogit = (a.probs[at(d.c, row, col)] - onehot) / rows;
             if let Some(weights) = a.class_weights {
-                dlogit = dlogit * weights[label as usize];
+                dlogit *= weights[label as usize];
             }
             a.dlogits[at(d.c, row, col)] = dlogit;
         }

@@ -4,50 +4,16 @@
 // A test that cannot go on fails; clippy allows that inside of test functions only, not in their helpers.
 #![allow(clippy::unwrap_used)]
 
+#[path = "counting/mod.rs"]
+mod counting;
+
+use counting::peak_of;
 use recurve::data::text::Vocabulary;
 use recurve::data::{Encoding, Words, batch::Side};
 use recurve::interchange::{About, Weights, export, load_model};
 use recurve::model::{Model, ModelConfig};
 use recurve::rng::{Purpose, Rng};
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::path::{Path, PathBuf};
-
-/// Counts what the thread that asks holds, so that tests that run side by side do not see each other.
-struct Counting;
-
-thread_local! {
-    static HELD: Cell<usize> = const { Cell::new(0) };
-    static PEAK: Cell<usize> = const { Cell::new(0) };
-}
-
-fn count(more: usize, less: usize) {
-    let held = HELD.get().wrapping_add(more).wrapping_sub(less);
-    HELD.set(held);
-    PEAK.set(PEAK.get().max(held));
-}
-
-// SAFETY: every call goes to the system's allocator unchanged; the counters are plain cells without a destructor.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(layout.size(), 0);
-        // SAFETY: the caller's obligations are passed on.
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        count(layout.size(), 0);
-        // SAFETY: the caller's obligations are passed on.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        count(0, layout.size());
-        // SAFETY: the caller's obligations are passed on.
-        unsafe { System.dealloc(block, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 /// Memory that reading a file of `len` bytes may take, where nothing in it is packed: its arrays, as they are in the file and
 /// as they are used; its configuration, some tens of bytes for a byte of JSON; its words with their index. The fixed part
@@ -83,10 +49,7 @@ impl Victim {
     /// Reads a damaged file, within the bound of `unpacked` bytes.
     fn read(&mut self, bytes: &[u8], unpacked: usize) {
         std::fs::write(&self.path, bytes).unwrap();
-        let before = HELD.get();
-        PEAK.set(before);
-        let result = load_model(&self.path);
-        let peak = PEAK.get() - before;
+        let (result, peak) = peak_of(|| load_model(&self.path));
         assert!(peak <= bound(unpacked), "{peak} bytes for a file of {}", bytes.len());
         self.tally.worst = self.tally.worst.max(peak);
         match result {

@@ -6,12 +6,14 @@
 // clippy.toml allows it in tests, but clippy does not count their helpers as such.
 #![allow(clippy::unwrap_used)]
 
+#[path = "counting/mod.rs"]
+mod counting;
+
+use counting::peak_of;
 use recurve::archive::{LARGE_MEMBER, MAX_MEMBERS};
 use recurve::data::imdb;
 use recurve::data::npz::NpzArchive;
 use recurve::rng::{Purpose, Rng};
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::io::{Cursor, Read, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -22,49 +24,6 @@ const FACTOR: usize = 64;
 const FIXED: usize = 1 << 20;
 /// Wall clock for one file. Most take microseconds; the rest is for machines that are busy with other things.
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// Counts what the thread that asks holds, so that tests that run side by side do not see each other.
-struct Counting;
-
-thread_local! {
-    static HELD: Cell<usize> = const { Cell::new(0) };
-    static PEAK: Cell<usize> = const { Cell::new(0) };
-}
-
-fn count(more: usize, less: usize) {
-    let held = HELD.get().wrapping_add(more).wrapping_sub(less);
-    HELD.set(held);
-    PEAK.set(PEAK.get().max(held));
-}
-
-// SAFETY: every call goes to the system's allocator unchanged; the counters are plain cells without a destructor.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(layout.size(), 0);
-        // SAFETY: the caller's obligations are passed on.
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        count(layout.size(), 0);
-        // SAFETY: the caller's obligations are passed on.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        count(0, layout.size());
-        // SAFETY: the caller's obligations are passed on.
-        unsafe { System.dealloc(block, layout) }
-    }
-    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        // As if old and new always stood side by side for a moment: the worst that an allocator may do.
-        count(size, 0);
-        count(0, layout.size());
-        // SAFETY: the caller's obligations are passed on.
-        unsafe { System.realloc(block, layout, size) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 /// Everything that a file can be asked for: Keras' parts, then every array by its name.
 fn consume(file: &[u8]) -> Result<(), String> {
@@ -86,11 +45,9 @@ struct Seen {
 
 /// Reads a file whose members unpack to `unpacked` bytes, under all the bounds.
 fn attack(what: &str, file: &[u8], unpacked: usize) -> Seen {
-    let before = HELD.get();
-    PEAK.set(before);
     let start = Instant::now();
-    let result = std::panic::catch_unwind(|| consume(file));
-    let (peak, took) = (PEAK.get() - before, start.elapsed());
+    let (result, peak) = peak_of(|| std::panic::catch_unwind(|| consume(file)));
+    let took = start.elapsed();
     let Ok(result) = result else { panic!("{what}: a panic") };
     assert!(took < PATIENCE, "{what}: {took:?}");
     let bound = FACTOR * (file.len() + unpacked) + FIXED;

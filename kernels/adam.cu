@@ -14,9 +14,11 @@
 //   adam_step_bf16     also writes each parameter that it changes to a copy, rounded to 16 bits: stored [n], as params
 //     adam_step_f16   the same; gradients are those of a scaled loss, and a step that is skipped changes metrics and cursor alone
 //   adam               four elements a thread, g = grads[i]·scale
+//     _bf16 _f16       with the copy, and a step that is skipped
 //   reduce_partials    out[i] (+)= sum over p of partials[p·stride + i]
 //   gradient_norm      sums[block] = the block's share of the sum of g², in f64 and a fixed order; NORM_BLOCKS blocks
-//   clip_scale         scale = clip/norm where norm > clip > 0, else 1; a NaN gradient makes it NaN; one warp
+//   clip_scale         scale = clip/norm where norm > clip > 0, else 1; a NaN gradient makes it NaN; with scaling (f16) the norm is
+//                      that of the gradients of the loss itself, and scale takes the others to them; one warp
 // Shapes: params m v grads [n]: in adam_step table [V,E] first, then, from a multiple of 4 on, the layer and the dense part.
 #include "cross_entropy.cuh"
 #include "half.cuh"
@@ -134,7 +136,7 @@ __device__ __forceinline__ float4 sum_tokens(const uint2* sorted, u32 from, u32 
 template <typename T>
 __device__ __forceinline__ void
 step_all(const Step* steps, u32* cursor, float* params, float* m, float* v, const float* dx, const uint2* sorted, const u32* begins,
-          const float* partials, const float* h_last, const float* dlogits, const float* loss, const float* hits, MetricSums* sums,
+          const float* partials, const T* h_last, const float* dlogits, const float* loss, const float* hits, MetricSums* sums,
           u32 vocab, u32 e, u32 owned, u32 buckets, u64 capacity, u32 layer_begin, u32 layer_blocks, u32 dense_begin,
           u32 dense_blocks, u32 hidden, u32 classes, u64 stride, u32 most_partials, u32 by_rows, float one_minus_beta1,
           float one_minus_beta2, float eps, T* stored, const Scaling* scaling) {
@@ -182,7 +184,7 @@ step_all(const Step* steps, u32* cursor, float* params, float* m, float* v, cons
         const bool is_bias = unit == hidden;
         float sum = 0.0f;
         for (u64 row = lane; row < rows; row += WARP) {
-            const float factor = is_bias ? 1.0f : h_last[row * hidden + unit];
+            const float factor = is_bias ? 1.0f : widen(h_last[row * hidden + unit]);
             sum = fmaf(factor, dlogits[row * classes + col], sum);
         }
         sum = warp_sum(sum);
@@ -221,7 +223,7 @@ adam_step(const Step* steps, u32* cursor, float* params, float* m, float* v, con
 
 extern "C" __global__ void __launch_bounds__(ADAM_THREADS)
 adam_step_bf16(const Step* steps, u32* cursor, float* params, float* m, float* v, const float* dx, const uint2* sorted,
-               const u32* begins, const float* partials, const float* h_last, const float* dlogits, const float* loss,
+               const u32* begins, const float* partials, const bf16* h_last, const float* dlogits, const float* loss,
                const float* hits, MetricSums* sums, u32 vocab, u32 e, u32 owned, u32 buckets, u64 capacity, u32 layer_begin,
                u32 layer_blocks, u32 dense_begin, u32 dense_blocks, u32 hidden, u32 classes, u64 stride, u32 most_partials,
                u32 by_rows, float one_minus_beta1, float one_minus_beta2, float eps, bf16* stored) {
@@ -232,7 +234,7 @@ adam_step_bf16(const Step* steps, u32* cursor, float* params, float* m, float* v
 
 extern "C" __global__ void __launch_bounds__(ADAM_THREADS)
 adam_step_f16(const Step* steps, u32* cursor, float* params, float* m, float* v, const float* dx, const uint2* sorted,
-              const u32* begins, const float* partials, const float* h_last, const float* dlogits, const float* loss,
+              const u32* begins, const float* partials, const f16* h_last, const float* dlogits, const float* loss,
               const float* hits, MetricSums* sums, u32 vocab, u32 e, u32 owned, u32 buckets, u64 capacity, u32 layer_begin,
               u32 layer_blocks, u32 dense_begin, u32 dense_blocks, u32 hidden, u32 classes, u64 stride, u32 most_partials,
               u32 by_rows, float one_minus_beta1, float one_minus_beta2, float eps, f16* stored, const Scaling* scaling) {
@@ -241,18 +243,42 @@ adam_step_f16(const Step* steps, u32* cursor, float* params, float* m, float* v,
                   by_rows, one_minus_beta1, one_minus_beta2, eps, stored, scaling);
 }
 
-extern "C" __global__ void __launch_bounds__(ADAM_THREADS)
-adam(const Step* steps, const u32* cursor, const double* scale, float* params, float* m, float* v, const float* grads,
-     float one_minus_beta1, float one_minus_beta2, float eps, u32 n) {
+template <typename T>
+__device__ __forceinline__ void
+update_all(const Step* steps, const u32* cursor, const double* scale, float* params, float* m, float* v, const float* grads,
+           float one_minus_beta1, float one_minus_beta2, float eps, u32 n, T* stored, const Scaling* scaling) {
     const u64 i = ((u64)blockIdx.x * ADAM_THREADS + threadIdx.x) * 4;
     if (i >= n) return;
+    Step step = steps[cursor[CURSOR_STEP]];
+    if constexpr (SCALES<T>) {
+        if (!scaling->done) return;
+        step.alpha = scaling->alpha;
+    }
     const float factor = scale ? (float)*scale : 1.0f;
-    const Update k = update_of(steps[cursor[CURSOR_STEP]], one_minus_beta1, one_minus_beta2, eps, factor);
+    const Update k = update_of(step, one_minus_beta1, one_minus_beta2, eps, factor);
     const bool aligned = i + 4 <= n;
     float4 g = load4(grads, i, n, aligned);
     // A gradient of 0 stays one: a factor that is not finite forbids the skipping.
     g = make_float4(g.x * factor, g.y * factor, g.z * factor, g.w * factor);
-    update_four(k, g, params, m, v, (float*)nullptr, i, n, aligned);
+    update_four(k, g, params, m, v, stored, i, n, aligned);
+}
+
+extern "C" __global__ void __launch_bounds__(ADAM_THREADS)
+adam(const Step* steps, const u32* cursor, const double* scale, float* params, float* m, float* v, const float* grads,
+     float one_minus_beta1, float one_minus_beta2, float eps, u32 n) {
+    update_all<float>(steps, cursor, scale, params, m, v, grads, one_minus_beta1, one_minus_beta2, eps, n, nullptr, nullptr);
+}
+
+extern "C" __global__ void __launch_bounds__(ADAM_THREADS)
+adam_bf16(const Step* steps, const u32* cursor, const double* scale, float* params, float* m, float* v, const float* grads,
+          float one_minus_beta1, float one_minus_beta2, float eps, u32 n, bf16* stored) {
+    update_all<bf16>(steps, cursor, scale, params, m, v, grads, one_minus_beta1, one_minus_beta2, eps, n, stored, nullptr);
+}
+
+extern "C" __global__ void __launch_bounds__(ADAM_THREADS)
+adam_f16(const Step* steps, const u32* cursor, const double* scale, float* params, float* m, float* v, const float* grads,
+         float one_minus_beta1, float one_minus_beta2, float eps, u32 n, f16* stored, const Scaling* scaling) {
+    update_all<f16>(steps, cursor, scale, params, m, v, grads, one_minus_beta1, one_minus_beta2, eps, n, stored, scaling);
 }
 
 extern "C" __global__ void __launch_bounds__(ELEMENT_THREADS)
@@ -282,13 +308,14 @@ extern "C" __global__ void __launch_bounds__(ELEMENT_THREADS) gradient_norm(cons
 }
 
 extern "C" __global__ void __launch_bounds__(WARP)
-clip_scale(const double* sums, const Step* steps, const u32* cursor, double* scale) {
+clip_scale(const double* sums, const Step* steps, const u32* cursor, const Scaling* scaling, double* scale) {
     double sum = 0.0;
     for (u32 i = threadIdx.x; i < NORM_BLOCKS; i += WARP) sum += sums[i];
     sum = warp_sum(sum);
     if (threadIdx.x == 0) {
         const double clip = (double)steps[cursor[CURSOR_STEP]].clip_norm;
-        const double norm = sqrt(sum);
-        *scale = clip <= 0.0 || norm <= clip ? 1.0 : clip / norm;
+        const double inverse = scaling ? (double)scaling->inverse : 1.0;
+        const double norm = sqrt(sum) * inverse;
+        *scale = clip <= 0.0 || norm <= clip ? inverse : clip / norm * inverse;
     }
 }

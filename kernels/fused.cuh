@@ -103,7 +103,7 @@ __device__ __forceinline__ void classify(const float* h, const Weights<T>& a, fl
 
 template <u32 HP, u32 EP, typename T>
 __device__ __forceinline__ void fused_step(const Step* steps, u32* cursor, const u32* data, const u32* labels, const u32* order,
-                                           const float* class_weights, const Weights<T>& a, float* dx, float* partials, float* h_last,
+                                           const float* class_weights, const Weights<T>& a, float* dx, float* partials, T* h_last,
                                            float* dlogits, float* loss,
                                            float* hits, u32 t, u32 e, u32 hidden, u32 classes, u64 stride, u32 shared_floats,
                                            const Scaling* scaling, u32* finite) {
@@ -170,7 +170,7 @@ __device__ __forceinline__ void fused_step(const Step* steps, u32* cursor, const
             hits[row] = found.hit;
         }
     }
-    if (threadIdx.x < hidden) h_last[(u64)row * hidden + threadIdx.x] = h[threadIdx.x];
+    if (threadIdx.x < hidden) h_last[(u64)row * hidden + threadIdx.x] = narrow<T>(h[threadIdx.x]);
     __syncthreads();
     float dh_now = 0.0f;
     if (valid) {
@@ -300,7 +300,7 @@ __device__ __forceinline__ void fused_forward(const u32* data, const u32* labels
     extern "C" __global__ void __launch_bounds__(GATES* hp)                                                                     \
     fused_step_h##hp##_e##ep##suffix(const Step* steps, u32* cursor, const u32* data, const u32* labels, const u32* order,      \
                              const float* class_weights, const T* table, const T* w, const T* u, const float* b, const T* dense_w, \
-                             const float* dense_b, float* dx, float* partials, float* h_last, float* dlogits, float* loss,      \
+                             const float* dense_b, float* dx, float* partials, T* h_last, float* dlogits, float* loss,          \
                              float* hits, u32 t, u32 e, u32 hidden, u32 classes, u64 stride, u32 shared_floats parameters) {    \
         fused_step<hp, ep, T>(steps, cursor, data, labels, order, class_weights, Weights<T>{table, w, u, b, dense_w, dense_b}, dx, partials, h_last, \
                            dlogits, loss, hits, t, e, hidden, classes, stride, shared_floats arguments);                        \

@@ -600,6 +600,19 @@ fn half_precision_is_the_references_and_says_what_became_of_its_scale() {
     assert!(error.contains("--precision") && error.contains("f16 is not there on cpu"), "{error}");
     let error = place.fails(2, &with(&resume, &["--device", "reference", "--precision", "bf16"]));
     assert!(error.contains("--precision") && error.contains("f16"), "{error}");
+    // eval in the precision of the training has the training's own figures; in f32 others.
+    let loss = |more: &[&str]| -> f64 {
+        let json = place.ok(&with(&["eval", "--model", "m.safetensors", "--json"], more));
+        serde_json::from_str::<serde_json::Value>(&json).unwrap()["loss"].as_f64().unwrap()
+    };
+    let epochs = place.json("runs/1-mine/report.json")["epochs"].clone();
+    let trained = epochs.as_array().unwrap().last().unwrap()["test_loss"].as_f64().unwrap();
+    assert_eq!(loss(&["--device", "reference", "--precision", "f16"]), trained);
+    assert_ne!(loss(&["--device", "reference"]), trained);
+    let half = ["predict", "--model", "m.safetensors", "--precision", "bf16", "this one is good"];
+    place.ok(&with(&half, &["--device", "reference"]));
+    let error = place.fails(2, &with(&half, &["--device", "cpu"]));
+    assert!(error.contains("--precision") && error.contains("bf16 is not there on cpu"), "{error}");
     // Any device can use the model: its parameters are f32.
     let answer = place.ok(&["predict", "--model", "m.safetensors", "--device", "cpu", "this one is good"]);
     assert!(answer.starts_with("yes") || answer.starts_with("no"), "{answer}");

@@ -261,7 +261,7 @@ impl Device {
         self.engine_in(Precision::F32, threads)
     }
 
-    /// [`Self::engine`] in this precision. CUDA has 16 bits on its fused path. [`Device::Reference`] has them too: its plain
+    /// [`Self::engine`] in this precision. CUDA has 16 bits. [`Device::Reference`] has them too: its plain
     /// loops in f32 round where [`precision`] says, which is slow, and shows what such a training comes to.
     ///
     /// # Errors

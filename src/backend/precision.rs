@@ -22,8 +22,15 @@
 //!
 //! So the forward pass does not depend on whether its gates are kept, and an evaluation has the loss that training would
 //! have had. A product of two such numbers has at most 22 significant bits: in f32 a fused multiply-add and a product with a
-//! sum are the same. Which devices can do it: [`Device::engine_in`](super::Device::engine_in). A model file holds the master
-//! copy; `recurve eval` and `recurve predict` compute with that, in f32.
+//! sum are the same. Which devices can do it: [`Device::engine_in`](super::Device::engine_in).
+//!
+//! CUDA stores in 16 bits what lies in device memory: the copies of table, `W`, `U` and dense `W`, and on the paths that are not
+//! fused `x`, gates, `h` and `dpre` of a batch. The fused path keeps these in a block's shared memory and registers, as f32 that
+//! 16 bits can hold: the same numbers. `pre` of a batch has an array of its own there, of f32, as gates are narrower.
+//!
+//! A model file holds the master copy, and the precision of its training for `--resume`. `recurve eval` and `recurve predict`
+//! compute in f32 unless `--precision` says otherwise, whatever a model was trained in; in the precision of its training, the
+//! figures of `eval` are those that `train` printed.
 //!
 //! # Loss scale
 //! The smallest positive number of bf16 is that of f32. That of f16 is 2⁻²⁴, and gradients by pre-activations are often

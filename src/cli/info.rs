@@ -149,7 +149,7 @@ fn cuda_paths() -> Vec<String> {
         recurve::tuning::SEQUENCE_PARTIALS
     ));
     lines.push(
-        "  --precision     f32 everywhere; bf16 (2 kernels a step) and f16 (3) where a step is fused"
+        "  --precision     f32, bf16 and f16 by the same paths; f16 has one kernel more a fused step, else two: the loss' scale"
             .to_string(),
     );
     for (h, e) in [(32, 16), (32, 32), (32, 64), (64, 16), (64, 32)] {

@@ -1,7 +1,7 @@
 //! Launches the kernels that take a batch row through everything: `fused_step` and `fused_forward`.
 
 use super::buffer::{Ids, View, ViewMut};
-use super::context::{Context, Kernel, Kernels};
+use super::context::{Context, Kernel, Typed};
 use super::half::{Scaling, Stored};
 use super::launch::{Call, size};
 use super::steps::{CURSORS, Step};
@@ -126,8 +126,15 @@ impl Fused {
         4 * self.padded
     }
 
-    fn kernels<'k, S: Stored>(&self, k: &'k Kernels) -> (&'k Kernel, &'k Kernel) {
-        S::fused(k, self.padded, self.inputs)
+    /// The training step and the forward pass alone.
+    fn kernels<'k>(&self, k: &'k Typed) -> (&'k Kernel, &'k Kernel) {
+        match (self.padded, self.inputs) {
+            (32, 16) => (&k.fused_step_h32_e16, &k.fused_forward_h32_e16),
+            (32, 32) => (&k.fused_step_h32_e32, &k.fused_forward_h32_e32),
+            (32, _) => (&k.fused_step_h32_e64, &k.fused_forward_h32_e64),
+            (_, 16) => (&k.fused_step_h64_e16, &k.fused_forward_h64_e16),
+            _ => (&k.fused_step_h64_e32, &k.fused_forward_h64_e32),
+        }
     }
 }
 
@@ -142,7 +149,7 @@ impl fmt::Display for Fused {
 }
 
 /// The kernels of the fused path, each of which is given all the shared memory there is.
-pub(super) fn all(k: &Kernels) -> [&Kernel; 30] {
+pub(super) fn all(k: &Typed) -> [&Kernel; 10] {
     [
         &k.fused_step_h32_e16,
         &k.fused_step_h32_e32,
@@ -154,26 +161,6 @@ pub(super) fn all(k: &Kernels) -> [&Kernel; 30] {
         &k.fused_forward_h32_e64,
         &k.fused_forward_h64_e16,
         &k.fused_forward_h64_e32,
-        &k.fused_step_h32_e16_bf16,
-        &k.fused_step_h32_e32_bf16,
-        &k.fused_step_h32_e64_bf16,
-        &k.fused_step_h64_e16_bf16,
-        &k.fused_step_h64_e32_bf16,
-        &k.fused_forward_h32_e16_bf16,
-        &k.fused_forward_h32_e32_bf16,
-        &k.fused_forward_h32_e64_bf16,
-        &k.fused_forward_h64_e16_bf16,
-        &k.fused_forward_h64_e32_bf16,
-        &k.fused_step_h32_e16_f16,
-        &k.fused_step_h32_e32_f16,
-        &k.fused_step_h32_e64_f16,
-        &k.fused_step_h64_e16_f16,
-        &k.fused_step_h64_e32_f16,
-        &k.fused_forward_h32_e16_f16,
-        &k.fused_forward_h32_e32_f16,
-        &k.fused_forward_h32_e64_f16,
-        &k.fused_forward_h64_e16_f16,
-        &k.fused_forward_h64_e32_f16,
     ]
 }
 
@@ -205,13 +192,13 @@ fn push<'c, S>(call: Call<'c>, c: &ModelConfig, a: &Weights<'_, S>) -> Result<Ca
 }
 
 /// What a training step writes, for `adam_step`; all of it is assigned for the rows that the step has.
-pub(super) struct Gradients<'a> {
+pub(super) struct Gradients<'a, S> {
     /// `[T,B,E]`
     pub(super) dx: ViewMut<'a, f32>,
     /// `[B,stride]`
     pub(super) partials: ViewMut<'a, f32>,
     /// `[B,H]`
-    pub(super) h_last: ViewMut<'a, f32>,
+    pub(super) h_last: ViewMut<'a, S>,
     /// `[B,C]`
     pub(super) dlogits: ViewMut<'a, f32>,
     /// `[B]`
@@ -245,7 +232,7 @@ pub(super) fn step<S: Stored>(
     mut cursor: ViewMut<'_, u32>,
     from: Source<'_>,
     weights: Weights<'_, S>,
-    to: Gradients<'_>,
+    to: Gradients<'_, S>,
     scaling: Option<(View<'_, Scaling>, ViewMut<'_, u32>)>,
 ) -> Result<()> {
     let Gradients { mut dx, mut partials, mut h_last, mut dlogits, mut loss, mut hits } = to;
@@ -254,7 +241,7 @@ pub(super) fn step<S: Stored>(
     super::embedding::check_below("fused_step", from.labels, c)?;
     let stride = stride(config);
     let floats = fused.step_bytes / 4;
-    let call = Call::new(ctx, fused.kernels::<S>(&ctx.kernels).0)
+    let call = Call::new(ctx, fused.kernels(S::of(&ctx.kernels)).0)
         .input("steps", steps, &[1])?
         .output("cursor", &mut cursor, &[CURSORS])?
         .input("x [N,T]", from.x.view, &[t])?
@@ -326,7 +313,7 @@ pub(super) fn forward<S: Stored>(
         }
         None => (None, None, None),
     };
-    let call = Call::new(ctx, fused.kernels::<S>(&ctx.kernels).1)
+    let call = Call::new(ctx, fused.kernels(S::of(&ctx.kernels)).1)
         .input("x [rows,T]", x.view, &[rows, t])?
         .input_or_null("labels [rows]", labels, &[rows])?;
     let call = push(call, config, &weights)?

@@ -37,7 +37,11 @@ __device__ __forceinline__ void sequence_forward(const T* h0, const float* c0, c
 
     float kept[KEPT];
 #pragma unroll
-    for (u32 k = 0; k < KEPT; ++k) kept[k] = valid && k < hidden ? widen(u[(u64)k * columns + col]) : 0.0f;
+    for (u32 k = 0; k < KEPT; ++k) {
+        // What is padded reads another number and drops it: predicated loads of 16 bits spill (on sm_80).
+        const float weight = widen(u[(u64)min(k, hidden - 1) * columns + (valid ? col : 0)]);
+        kept[k] = valid && k < hidden ? weight : 0.0f;
+    }
     if constexpr (KEPT < HP) {
         for (u32 k = 0; k < staged; ++k) {
             const bool inside = valid && KEPT + k < hidden;

@@ -601,7 +601,7 @@ fn half_precision_is_the_references_and_says_what_became_of_its_scale() {
     let error = place.fails(2, &with(&resume, &["--device", "reference", "--precision", "bf16"]));
     assert!(error.contains("--precision") && error.contains("f16"), "{error}");
     // eval in the precision of the training has the training's own figures; in f32 others.
-    let loss = |more: &[&str]| -> f64 {
+    let loss = |more: &[&'static str]| -> f64 {
         let json = place.ok(&with(&["eval", "--model", "m.safetensors", "--json"], more));
         serde_json::from_str::<serde_json::Value>(&json).unwrap()["loss"].as_f64().unwrap()
     };

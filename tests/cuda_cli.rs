@@ -236,7 +236,8 @@ fn train_eval_and_predict_run_on_the_device() {
 fn train_eval_and_predict_run_in_16_bits() {
     let place = Place::new();
     place.write("mine.csv", &toy_csv(60));
-    let args = with(&["train", "mine.csv", "--epochs", "1", "--clip-norm", "1", "--precision", "f16"], &SMALL);
+    let args =
+        with(&["train", "mine.csv", "--epochs", "1", "--clip-norm", "1", "--precision", "f16"], &SMALL);
     let args = with(&args, &["--lr", "0.02"]);
     let out = ok(&place, &[], &with(&args, &["--device", "cuda", "--save", "m.safetensors"]));
     assert!(device_line(&out).contains("in f16"), "{out}");
@@ -248,7 +249,8 @@ fn train_eval_and_predict_run_in_16_bits() {
     // A few roundings of 2^-11 of a loss near 0.7.
     assert!((loss(&out) - loss(&reference)).abs() < 1e-3, "{out}\n{reference}");
     let eval = |device: &str, precision: &str| {
-        let args = ["eval", "--model", "m.safetensors", "--json", "--device", device, "--precision", precision];
+        let args =
+            ["eval", "--model", "m.safetensors", "--json", "--device", device, "--precision", precision];
         let json = if device == "cuda" { ok(&place, &[], &args) } else { place.ok(&args) };
         serde_json::from_str::<serde_json::Value>(&json).unwrap()["loss"].as_f64().unwrap()
     };
@@ -257,7 +259,8 @@ fn train_eval_and_predict_run_in_16_bits() {
         assert!((device - reference).abs() < 1e-3, "{precision}: {device} {reference}");
         assert_ne!(device, eval("cuda", "f32"), "{precision}");
     }
-    let predict = ["predict", "--model", "m.safetensors", "--device", "cuda", "--precision", "bf16", "this is good"];
+    let predict =
+        ["predict", "--model", "m.safetensors", "--device", "cuda", "--precision", "bf16", "this is good"];
     assert!(ok(&place, &[], &predict).starts_with(['y', 'n']));
 }
 

@@ -261,8 +261,9 @@ pub(super) fn forward<S: Stored>(
         .u32(staged);
     let grid = size("lstm_sequence_forward", "h0 [B,H]", batch)?;
     // SAFETY: the parameters are `h0, c0, u, pre, gates, h, c, t, batch, hidden, staged`, each array of the size that was
-    // checked; `pre` may be `gates`: an element is read by the thread that writes it, and before; a block has one row below B and units below H, which the kernel is wide enough for (`path`); `bytes` is
-    // what `staged` rows take, and was allowed when the kernels were loaded.
+    // checked; `pre` may be `gates`: an element is read before the same thread writes it; a block has one row below B and
+    // units below H, which the kernel is wide enough for (`path`); `bytes` is what `staged` rows take, and was allowed when
+    // the kernels were loaded.
     unsafe { call.launch([grid, 1, 1], 4 * padded, bytes) }
 }
 

@@ -364,3 +364,32 @@ fn steps_that_overflow_are_skipped(path: PathChoice, hidden: usize, clip_norm: f
         assert_eq!(metrics.batches, 20);
     }
 }
+
+/// One row of forty whose gradients are infinite, by its class' weight: none of the others' are. With one input and four units
+/// its numbers lie in few warps of the kernel that looks for them.
+#[test]
+fn one_row_that_overflows_is_found() {
+    let model = model(9, 1, 4, 2);
+    let class_weights = [1.0, 1e6];
+    for (path, clip_norm, bad) in PATHS
+        .into_iter()
+        .flat_map(|path| [0.0, 0.1].map(|clip_norm| (path, clip_norm)))
+        .flat_map(|(path, clip_norm)| [0, 33, 39, 40].map(|bad| (path, clip_norm, bad)))
+    {
+        let mut examples = examples(40, 1, 9, 2);
+        examples.y = (0..40).map(|row| u32::from(row == bad)).collect();
+        for mut engine in engines(Precision::F16, path) {
+            let parts =
+                Parts { train: Some(&examples), class_weights: Some(&class_weights), ..Parts::default() };
+            let state = TrainState::new(model.init(5));
+            engine.load(&model, &state, AdamConfig::default(), parts).unwrap();
+            engine.set_order(&(0..40).collect::<Vec<u32>>(), Metrics::default()).unwrap();
+            engine.train(&[StepState { clip_norm, ..StepState::new(1, 0.01, 0, 40) }]).unwrap();
+            let after = engine.read_state().unwrap();
+            // Row 40 is none of the batch's.
+            let expected = u64::from(bad < 40);
+            assert_eq!(after.loss_scale.skipped, expected, "{path:?}, clipped to {clip_norm}, row {bad}");
+            assert_eq!(bits(&after) == bits(&state), bad < 40, "{path:?}, clipped to {clip_norm}, row {bad}");
+        }
+    }
+}

@@ -11,12 +11,17 @@
 //                        dense        a warp an element of W [H,C], b [C]: lanes stride over the batch, then a fixed tree
 //                        embedding    (bucket, tile of EMBEDDING_TILE columns): a thread owns four columns of a row of the table and
 //                                     sums its tokens' dx in the tokens' order; they lie side by side in `sorted` (tokens.cu)
+//   adam_step_bf16     also writes each parameter that it changes to a copy, rounded to 16 bits: stored [n], as params
+//     adam_step_f16   the same; gradients are those of a scaled loss, and a step that is skipped changes metrics and cursor alone
 //   adam               four elements a thread, g = grads[i]·scale
+//     _bf16 _f16       with the copy, and a step that is skipped
 //   reduce_partials    out[i] (+)= sum over p of partials[p·stride + i]
 //   gradient_norm      sums[block] = the block's share of the sum of g², in f64 and a fixed order; NORM_BLOCKS blocks
-//   clip_scale         scale = clip/norm where norm > clip > 0, else 1; a NaN gradient makes it NaN; one warp
+//   clip_scale         scale = clip/norm where norm > clip > 0, else 1; a NaN gradient makes it NaN; with scaling (f16) the norm is
+//                      that of the gradients of the loss itself, and scale takes the others to them; one warp
 // Shapes: params m v grads [n]: in adam_step table [V,E] first, then, from a multiple of 4 on, the layer and the dense part.
 #include "cross_entropy.cuh"
+#include "half.cuh"
 
 // What all elements share.
 struct Update {
@@ -42,8 +47,9 @@ __device__ __forceinline__ void update(const Update& k, float g, float& p, float
     p -= k.alpha * mean / (sqrtf(square) + k.eps);
 }
 
-// One element in memory.
-__device__ __forceinline__ void update_at(const Update& k, float g, float* params, float* m, float* v, u64 i) {
+// One element in memory, and in its copy, if T is not float.
+template <typename T>
+__device__ __forceinline__ void update_at(const Update& k, float g, float* params, float* m, float* v, T* stored, u64 i) {
     float mean = m[i];
     float square = v[i];
     if (stays(k, g, mean, square)) return;
@@ -52,10 +58,13 @@ __device__ __forceinline__ void update_at(const Update& k, float g, float* param
     params[i] = p;
     m[i] = mean;
     v[i] = square;
+    if constexpr (sizeof(T) < sizeof(float)) stored[i] = narrow<T>(p);
 }
 
-// Elements [i, i + 4) of n.
-__device__ __forceinline__ void update_four(const Update& k, float4 g, float* params, float* m, float* v, u64 i, u64 n, bool aligned) {
+// Elements [i, i + 4) of n, and of their copies, if T is not float.
+template <typename T>
+__device__ __forceinline__ void update_four(const Update& k, float4 g, float* params, float* m, float* v, T* stored, u64 i, u64 n,
+                                            bool aligned) {
     float4 mean = load4(m, i, n, aligned);
     float4 square = load4(v, i, n, aligned);
     if (stays(k, g.x, mean.x, square.x) && stays(k, g.y, mean.y, square.y) && stays(k, g.z, mean.z, square.z) &&
@@ -70,6 +79,12 @@ __device__ __forceinline__ void update_four(const Update& k, float4 g, float* pa
     store4(params, i, n, aligned, p);
     store4(m, i, n, aligned, mean);
     store4(v, i, n, aligned, square);
+    if constexpr (sizeof(T) < sizeof(float)) {
+        stored[i] = narrow<T>(p.x);
+        if (i + 1 < n) stored[i + 1] = narrow<T>(p.y);
+        if (i + 2 < n) stored[i + 2] = narrow<T>(p.z);
+        if (i + 3 < n) stored[i + 3] = narrow<T>(p.w);
+    }
 }
 
 __device__ __forceinline__ float sum_partials(const float* partials, u32 count, u64 stride) {
@@ -117,14 +132,16 @@ __device__ __forceinline__ float4 sum_tokens(const uint2* sorted, u32 from, u32 
     return sum;
 }
 
-extern "C" __global__ void __launch_bounds__(ADAM_THREADS)
-adam_step(const Step* steps, u32* cursor, float* params, float* m, float* v, const float* dx, const uint2* sorted, const u32* begins,
-          const float* partials, const float* h_last, const float* dlogits, const float* loss, const float* hits, MetricSums* sums,
+// The kernel of the same name; T: what the copy of the parameters is stored in, float if there is none.
+template <typename T>
+__device__ __forceinline__ void
+step_all(const Step* steps, u32* cursor, float* params, float* m, float* v, const float* dx, const uint2* sorted, const u32* begins,
+          const float* partials, const T* h_last, const float* dlogits, const float* loss, const float* hits, MetricSums* sums,
           u32 vocab, u32 e, u32 owned, u32 buckets, u64 capacity, u32 layer_begin, u32 layer_blocks, u32 dense_begin,
           u32 dense_blocks, u32 hidden, u32 classes, u64 stride, u32 most_partials, u32 by_rows, float one_minus_beta1,
-          float one_minus_beta2, float eps) {
+          float one_minus_beta2, float eps, T* stored, const Scaling* scaling) {
     const u32 at = cursor[CURSOR_LAST];
-    const Step step = steps[at];
+    Step step = steps[at];
     const u32 rows = step.rows;
     u32 block = blockIdx.x;
     if (block == 0) {
@@ -141,12 +158,20 @@ adam_step(const Step* steps, u32* cursor, float* params, float* m, float* v, con
         return;
     }
     block -= 1;
+    [[maybe_unused]] float unscale = 1.0f;
+    if constexpr (SCALES<T>) {
+        if (!scaling->done) return;
+        unscale = scaling->inverse;
+        step.alpha = scaling->alpha;
+    }
     const Update k = update_of(step, one_minus_beta1, one_minus_beta2, eps, 1.0f);
     if (block < layer_blocks) {
         const u32 i = block * ADAM_THREADS + threadIdx.x;
         if (i >= dense_begin - layer_begin) return;
         const u32 count = by_rows ? min(rows, most_partials) : most_partials;
-        update_at(k, sum_partials(partials + i, count, stride), params, m, v, (u64)layer_begin + i);
+        float g = sum_partials(partials + i, count, stride);
+        if constexpr (SCALES<T>) g *= unscale;
+        update_at(k, g, params, m, v, stored, (u64)layer_begin + i);
         return;
     }
     block -= layer_blocks;
@@ -159,11 +184,12 @@ adam_step(const Step* steps, u32* cursor, float* params, float* m, float* v, con
         const bool is_bias = unit == hidden;
         float sum = 0.0f;
         for (u64 row = lane; row < rows; row += WARP) {
-            const float factor = is_bias ? 1.0f : h_last[row * hidden + unit];
+            const float factor = is_bias ? 1.0f : widen(h_last[row * hidden + unit]);
             sum = fmaf(factor, dlogits[row * classes + col], sum);
         }
         sum = warp_sum(sum);
-        if (lane == 0) update_at(k, sum, params, m, v, (u64)dense_begin + i);
+        if constexpr (SCALES<T>) sum *= unscale;
+        if (lane == 0) update_at(k, sum, params, m, v, stored, (u64)dense_begin + i);
         return;
     }
     block -= dense_blocks;
@@ -177,24 +203,82 @@ adam_step(const Step* steps, u32* cursor, float* params, float* m, float* v, con
     const u32 col = first_col + quad * 4;
     const u32* bounds = begins + (u64)at * (buckets + 1) + bucket;
     sorted += at * capacity;
-    const float4 g = sum_tokens(sorted, bounds[0], bounds[1], dx, e, first_row, owned_rows, row, first_col, quad, quads);
+    float4 g = sum_tokens(sorted, bounds[0], bounds[1], dx, e, first_row, owned_rows, row, first_col, quad, quads);
     if (row >= owned_rows || col >= e) return;
+    if constexpr (SCALES<T>) g = make_float4(g.x * unscale, g.y * unscale, g.z * unscale, g.w * unscale);
     const u64 base = (u64)(first_row + row) * e;
-    update_four(k, g, params + base, m + base, v + base, col, e, e % 4 == 0);
+    update_four(k, g, params + base, m + base, v + base, stored + base, col, e, e % 4 == 0);
+}
+
+extern "C" __global__ void __launch_bounds__(ADAM_THREADS)
+adam_step(const Step* steps, u32* cursor, float* params, float* m, float* v, const float* dx, const uint2* sorted, const u32* begins,
+          const float* partials, const float* h_last, const float* dlogits, const float* loss, const float* hits, MetricSums* sums,
+          u32 vocab, u32 e, u32 owned, u32 buckets, u64 capacity, u32 layer_begin, u32 layer_blocks, u32 dense_begin,
+          u32 dense_blocks, u32 hidden, u32 classes, u64 stride, u32 most_partials, u32 by_rows, float one_minus_beta1,
+          float one_minus_beta2, float eps) {
+    step_all<float>(steps, cursor, params, m, v, dx, sorted, begins, partials, h_last, dlogits, loss, hits, sums, vocab, e, owned,
+                    buckets, capacity, layer_begin, layer_blocks, dense_begin, dense_blocks, hidden, classes, stride, most_partials,
+                    by_rows, one_minus_beta1, one_minus_beta2, eps, nullptr, nullptr);
+}
+
+extern "C" __global__ void __launch_bounds__(ADAM_THREADS)
+adam_step_bf16(const Step* steps, u32* cursor, float* params, float* m, float* v, const float* dx, const uint2* sorted,
+               const u32* begins, const float* partials, const bf16* h_last, const float* dlogits, const float* loss,
+               const float* hits, MetricSums* sums, u32 vocab, u32 e, u32 owned, u32 buckets, u64 capacity, u32 layer_begin,
+               u32 layer_blocks, u32 dense_begin, u32 dense_blocks, u32 hidden, u32 classes, u64 stride, u32 most_partials,
+               u32 by_rows, float one_minus_beta1, float one_minus_beta2, float eps, bf16* stored) {
+    step_all<bf16>(steps, cursor, params, m, v, dx, sorted, begins, partials, h_last, dlogits, loss, hits, sums, vocab, e, owned,
+                   buckets, capacity, layer_begin, layer_blocks, dense_begin, dense_blocks, hidden, classes, stride, most_partials,
+                   by_rows, one_minus_beta1, one_minus_beta2, eps, stored, nullptr);
+}
+
+extern "C" __global__ void __launch_bounds__(ADAM_THREADS)
+adam_step_f16(const Step* steps, u32* cursor, float* params, float* m, float* v, const float* dx, const uint2* sorted,
+              const u32* begins, const float* partials, const f16* h_last, const float* dlogits, const float* loss,
+              const float* hits, MetricSums* sums, u32 vocab, u32 e, u32 owned, u32 buckets, u64 capacity, u32 layer_begin,
+              u32 layer_blocks, u32 dense_begin, u32 dense_blocks, u32 hidden, u32 classes, u64 stride, u32 most_partials,
+              u32 by_rows, float one_minus_beta1, float one_minus_beta2, float eps, f16* stored, const Scaling* scaling) {
+    step_all<f16>(steps, cursor, params, m, v, dx, sorted, begins, partials, h_last, dlogits, loss, hits, sums, vocab, e, owned,
+                  buckets, capacity, layer_begin, layer_blocks, dense_begin, dense_blocks, hidden, classes, stride, most_partials,
+                  by_rows, one_minus_beta1, one_minus_beta2, eps, stored, scaling);
+}
+
+template <typename T>
+__device__ __forceinline__ void
+update_all(const Step* steps, const u32* cursor, const double* scale, float* params, float* m, float* v, const float* grads,
+           float one_minus_beta1, float one_minus_beta2, float eps, u32 n, T* stored, const Scaling* scaling) {
+    const u64 i = ((u64)blockIdx.x * ADAM_THREADS + threadIdx.x) * 4;
+    if (i >= n) return;
+    Step step = steps[cursor[CURSOR_STEP]];
+    if constexpr (SCALES<T>) {
+        if (!scaling->done) return;
+        step.alpha = scaling->alpha;
+    }
+    const float factor = scale ? (float)*scale : 1.0f;
+    const Update k = update_of(step, one_minus_beta1, one_minus_beta2, eps, factor);
+    const bool aligned = i + 4 <= n;
+    float4 g = load4(grads, i, n, aligned);
+    // A gradient of 0 stays one: a factor that is not finite forbids the skipping.
+    g = make_float4(g.x * factor, g.y * factor, g.z * factor, g.w * factor);
+    update_four(k, g, params, m, v, stored, i, n, aligned);
 }
 
 extern "C" __global__ void __launch_bounds__(ADAM_THREADS)
 adam(const Step* steps, const u32* cursor, const double* scale, float* params, float* m, float* v, const float* grads,
      float one_minus_beta1, float one_minus_beta2, float eps, u32 n) {
-    const u64 i = ((u64)blockIdx.x * ADAM_THREADS + threadIdx.x) * 4;
-    if (i >= n) return;
-    const float factor = scale ? (float)*scale : 1.0f;
-    const Update k = update_of(steps[cursor[CURSOR_STEP]], one_minus_beta1, one_minus_beta2, eps, factor);
-    const bool aligned = i + 4 <= n;
-    float4 g = load4(grads, i, n, aligned);
-    // A gradient of 0 stays one: a factor that is not finite forbids the skipping.
-    g = make_float4(g.x * factor, g.y * factor, g.z * factor, g.w * factor);
-    update_four(k, g, params, m, v, i, n, aligned);
+    update_all<float>(steps, cursor, scale, params, m, v, grads, one_minus_beta1, one_minus_beta2, eps, n, nullptr, nullptr);
+}
+
+extern "C" __global__ void __launch_bounds__(ADAM_THREADS)
+adam_bf16(const Step* steps, const u32* cursor, const double* scale, float* params, float* m, float* v, const float* grads,
+          float one_minus_beta1, float one_minus_beta2, float eps, u32 n, bf16* stored) {
+    update_all<bf16>(steps, cursor, scale, params, m, v, grads, one_minus_beta1, one_minus_beta2, eps, n, stored, nullptr);
+}
+
+extern "C" __global__ void __launch_bounds__(ADAM_THREADS)
+adam_f16(const Step* steps, const u32* cursor, const double* scale, float* params, float* m, float* v, const float* grads,
+         float one_minus_beta1, float one_minus_beta2, float eps, u32 n, f16* stored, const Scaling* scaling) {
+    update_all<f16>(steps, cursor, scale, params, m, v, grads, one_minus_beta1, one_minus_beta2, eps, n, stored, scaling);
 }
 
 extern "C" __global__ void __launch_bounds__(ELEMENT_THREADS)
@@ -224,13 +308,14 @@ extern "C" __global__ void __launch_bounds__(ELEMENT_THREADS) gradient_norm(cons
 }
 
 extern "C" __global__ void __launch_bounds__(WARP)
-clip_scale(const double* sums, const Step* steps, const u32* cursor, double* scale) {
+clip_scale(const double* sums, const Step* steps, const u32* cursor, const Scaling* scaling, double* scale) {
     double sum = 0.0;
     for (u32 i = threadIdx.x; i < NORM_BLOCKS; i += WARP) sum += sums[i];
     sum = warp_sum(sum);
     if (threadIdx.x == 0) {
         const double clip = (double)steps[cursor[CURSOR_STEP]].clip_norm;
-        const double norm = sqrt(sum);
-        *scale = clip <= 0.0 || norm <= clip ? 1.0 : clip / norm;
+        const double inverse = scaling ? (double)scaling->inverse : 1.0;
+        const double norm = sqrt(sum) * inverse;
+        *scale = clip <= 0.0 || norm <= clip ? inverse : clip / norm * inverse;
     }
 }

@@ -27,7 +27,8 @@ struct __align__(16) Step {
     float clip_norm;  // 0: no clipping
     u32 batch_start;
     u32 rows;
-    u32 reserved[3];
+    float lr;
+    u32 t_low, t_high;  // of the 64 bits of t
 };
 static_assert(sizeof(Step) == 32, "as backend::cuda::steps::Step");
 

@@ -1,11 +1,13 @@
 // Softmax and sparse cross entropy through log-softmax, unclipped, and the running loss and accuracy.
 //   forward    probs = exp(z)/sum(exp(z)), z = logits − max;  loss = (log(sum) − z[label])·weight;  hit = first largest logit is the
 //              label's
-//   backward   dlogits = (probs − onehot(label))/B·weight;  weight = class_weights[label], 1 if class_weights is null
+//   backward   dlogits = (probs − onehot(label))/B·weight;  weight = class_weights[label], 1 if class_weights is null; and with
+//              scaling (f16) times the scale of the loss
 //   metrics    sums += each batch's mean loss and its hits, batch by batch, in f64; then the cursor moves on
 // Shapes: logits probs dlogits [B,C], labels loss hits [B], class_weights [C]. Labels are below C: the host has checked.
 // Launch: forward a warp a row, DENSE_WARPS warps a block; backward a thread an element; metrics one block of METRIC_THREADS.
 #include "cross_entropy.cuh"
+#include "half.cuh"
 
 // labels null: only probs are written.
 extern "C" __global__ void __launch_bounds__(DENSE_WARPS * WARP)
@@ -22,15 +24,18 @@ cross_entropy_forward(const float* logits, const u32* labels, const float* class
 }
 
 extern "C" __global__ void __launch_bounds__(ELEMENT_THREADS)
-cross_entropy_backward(const float* probs, const u32* labels, const float* class_weights, float* dlogits, u32 batch, u32 classes) {
+cross_entropy_backward(const float* probs, const u32* labels, const float* class_weights, const Scaling* scaling, float* dlogits,
+                       u32 batch, u32 classes) {
     const u64 i = (u64)blockIdx.x * ELEMENT_THREADS + threadIdx.x;
     if (i >= (u64)batch * classes) return;
     const u64 row = i / classes;
     const u32 col = (u32)(i - row * classes);
     const u32 label = labels[row];
     const float onehot = label == col ? 1.0f : 0.0f;
-    const float gradient = (probs[i] - onehot) / (float)batch;
-    dlogits[i] = class_weights ? gradient * class_weights[label] : gradient;
+    float gradient = (probs[i] - onehot) / (float)batch;
+    if (class_weights) gradient *= class_weights[label];
+    if (scaling) gradient *= scaling->scale;
+    dlogits[i] = gradient;
 }
 
 // One warp a batch of batch_size rows (the last may be smaller), METRIC_BATCHES batches between two barriers; one thread adds them in

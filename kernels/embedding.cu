@@ -1,20 +1,24 @@
 // Embedding.
 //   forward    out[i] = table[ids[i]]                                          a thread an element of out [n,E]
 //   backward   dtable[v] (+)= sum of dout[i] over the i with ids[i] = v, in the order of i
+//   _bf16 _f16  table and out are stored in 16 bits
 // Shapes: table dtable [V,E], ids [n], out dout [n,E]. Every id is below V: the host has checked.
 //
 // Backward is an owner-computes scatter without atomics: a block owns EMBEDDING_ROWS rows of the table, reads all ids in chunks,
 // keeps the tokens that are its own in their order, and each of its warps sums the tokens of one row at a time, a lane a column.
-#include "common.cuh"
+#include "half.cuh"
 
-extern "C" __global__ void __launch_bounds__(ELEMENT_THREADS)
-embedding_forward(const float* table, const u32* ids, float* out, u32 n, u32 e) {
-    const u64 i = (u64)blockIdx.x * ELEMENT_THREADS + threadIdx.x;
-    if (i >= (u64)n * e) return;
-    const u64 token = i / e;
-    const u64 col = i - token * e;
-    out[i] = table[(u64)ids[token] * e + col];
-}
+#define FORWARD(name, T)                                                                                                        \
+    extern "C" __global__ void __launch_bounds__(ELEMENT_THREADS) name(const T* table, const u32* ids, T* out, u32 n, u32 e) {  \
+        const u64 i = (u64)blockIdx.x * ELEMENT_THREADS + threadIdx.x;                                                          \
+        if (i >= (u64)n * e) return;                                                                                            \
+        const u64 token = i / e;                                                                                                \
+        const u64 col = i - token * e;                                                                                          \
+        out[i] = table[(u64)ids[token] * e + col];                                                                              \
+    }
+FORWARD(embedding_forward, float)
+FORWARD(embedding_forward_bf16, bf16)
+FORWARD(embedding_forward_f16, f16)
 
 constexpr u32 EMBEDDING_WARPS = EMBEDDING_THREADS / WARP;
 // Tokens a warp reads of each chunk, and tokens of a chunk.

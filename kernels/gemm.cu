@@ -9,7 +9,8 @@
 // Launch: grid (⌈n/GEMM_TILE⌉ or ⌈n/GEMM_NARROW⌉, ⌈m/GEMM_TILE⌉, slices).
 //
 //   column_sums   out[col] (+)= sum over k of a[k,n], in the order of k, in slices likewise; a thread a column.
-#include "common.cuh"
+//   _bf16 _f16    a and b are stored in 16 bits, bias and out in f32
+#include "half.cuh"
 
 constexpr u32 PER_THREAD = 4;
 constexpr u32 TILE_THREADS = GEMM_TILE / PER_THREAD;  // along each side
@@ -32,8 +33,8 @@ __device__ __forceinline__ void place(u32 load, u32& side, u32& k) {
 }
 
 // A strip of an operand, whose side has `extent` elements; what lies outside is 0. ALONG_K: stored [side,k], else [k,side].
-template <bool ALONG_K, u32 SIDE>
-__device__ __forceinline__ void load_strip(const float* operand, u32 first_side, u32 extent, u32 first_k, u32 end_k, u32 k_extent,
+template <bool ALONG_K, u32 SIDE, typename T>
+__device__ __forceinline__ void load_strip(const T* operand, u32 first_side, u32 extent, u32 first_k, u32 end_k, u32 k_extent,
                                            float (&strip)[LOADS<SIDE>]) {
 #pragma unroll
     for (u32 load = 0; load < LOADS<SIDE>; ++load) {
@@ -42,7 +43,7 @@ __device__ __forceinline__ void load_strip(const float* operand, u32 first_side,
         side += first_side;
         k += first_k;
         const bool inside = side < extent && k < end_k;
-        strip[load] = inside ? operand[ALONG_K ? (u64)side * k_extent + k : (u64)k * extent + side] : 0.0f;
+        strip[load] = inside ? widen(operand[ALONG_K ? (u64)side * k_extent + k : (u64)k * extent + side]) : 0.0f;
     }
 }
 
@@ -56,8 +57,8 @@ __device__ __forceinline__ void store_strip(const float (&strip)[LOADS<SIDE>], f
     }
 }
 
-template <bool TA, bool TB, u32 WIDE>
-__device__ __forceinline__ void gemm(const float* a, const float* b, const float* bias, float* out, u32 m, u32 n, u32 k,
+template <bool TA, bool TB, u32 WIDE, typename T>
+__device__ __forceinline__ void gemm(const T* a, const T* b, const float* bias, float* out, u32 m, u32 n, u32 k,
                                      u32 k_slice, u64 slice_stride, u32 accumulate) {
     constexpr u32 COLS = WIDE / TILE_THREADS;  // of a thread
     __shared__ __align__(16) float a_tile[2][GEMM_K][PITCH<GEMM_TILE>];
@@ -141,30 +142,43 @@ __device__ __forceinline__ void gemm(const float* a, const float* b, const float
     }
 }
 
-#define GEMM(name, ta, tb, wide)                                                                                                \
+#define GEMM(name, ta, tb, wide, T)                                                                                             \
     extern "C" __global__ void __launch_bounds__(GEMM_THREADS)                                                                  \
-    name(const float* a, const float* b, const float* bias, float* out, u32 m, u32 n, u32 k, u32 k_slice, u64 slice_stride,     \
+    name(const T* a, const T* b, const float* bias, float* out, u32 m, u32 n, u32 k, u32 k_slice, u64 slice_stride,             \
          u32 accumulate) {                                                                                                      \
         gemm<ta, tb, wide>(a, b, bias, out, m, n, k, k_slice, slice_stride, accumulate);                                        \
     }
-GEMM(gemm_nn, false, false, GEMM_TILE)
-GEMM(gemm_nt, false, true, GEMM_TILE)
-GEMM(gemm_tn, true, false, GEMM_TILE)
-GEMM(gemm_tt, true, true, GEMM_TILE)
-GEMM(gemm_nn_narrow, false, false, GEMM_NARROW)
-GEMM(gemm_nt_narrow, false, true, GEMM_NARROW)
-GEMM(gemm_tn_narrow, true, false, GEMM_NARROW)
-GEMM(gemm_tt_narrow, true, true, GEMM_NARROW)
+#define GEMMS(suffix, T)                                                                                                        \
+    GEMM(gemm_nn##suffix, false, false, GEMM_TILE, T)                                                                           \
+    GEMM(gemm_nt##suffix, false, true, GEMM_TILE, T)                                                                            \
+    GEMM(gemm_tn##suffix, true, false, GEMM_TILE, T)                                                                            \
+    GEMM(gemm_nn_narrow##suffix, false, false, GEMM_NARROW, T)                                                                  \
+    GEMM(gemm_nt_narrow##suffix, false, true, GEMM_NARROW, T)                                                                   \
+    GEMM(gemm_tn_narrow##suffix, true, false, GEMM_NARROW, T)
+GEMMS(, float)
+GEMM(gemm_tt, true, true, GEMM_TILE, float)
+GEMM(gemm_tt_narrow, true, true, GEMM_NARROW, float)
+GEMMS(_bf16, bf16)
+GEMMS(_f16, f16)
 
-extern "C" __global__ void __launch_bounds__(COLUMN_THREADS)
-column_sums(const float* a, float* out, u32 k, u32 n, u32 k_slice, u64 slice_stride, u32 accumulate) {
+template <typename T>
+__device__ __forceinline__ void sum_columns(const T* a, float* out, u32 k, u32 n, u32 k_slice, u64 slice_stride, u32 accumulate) {
     const u32 col = blockIdx.x * COLUMN_THREADS + threadIdx.x;
     if (col >= n) return;
     const u64 begin_k = (u64)blockIdx.y * k_slice;
     const u64 end_k = min((u64)k, begin_k + k_slice);
     float sum = 0.0f;
 #pragma unroll 8
-    for (u64 row = begin_k; row < end_k; ++row) sum += a[row * n + col];
+    for (u64 row = begin_k; row < end_k; ++row) sum += widen(a[row * n + col]);
     float* at = out + blockIdx.y * slice_stride + col;
     *at = accumulate ? *at + sum : sum;
 }
+
+#define COLUMN_SUMS(name, T)                                                                                                    \
+    extern "C" __global__ void __launch_bounds__(COLUMN_THREADS)                                                                \
+    name(const T* a, float* out, u32 k, u32 n, u32 k_slice, u64 slice_stride, u32 accumulate) {                                 \
+        sum_columns(a, out, k, n, k_slice, slice_stride, accumulate);                                                           \
+    }
+COLUMN_SUMS(column_sums, float)
+COLUMN_SUMS(column_sums_bf16, bf16)
+COLUMN_SUMS(column_sums_f16, f16)

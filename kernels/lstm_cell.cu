@@ -11,8 +11,9 @@
 //
 // A block computes CELL_ROWS batch rows × CELL_UNITS units; a thread two rows of one unit, all four gates. Strips of CELL_K of the
 // summed dimension pass through shared memory. Every sum is one chain of fmaf: inputs first, then the recurrent part.
+//   _bf16 _f16  x, h, W, U, gates and dpre are stored in 16 bits (src/backend/precision.rs)
 // Launch: grid (⌈H/CELL_UNITS⌉, ⌈B/CELL_ROWS⌉), block CELL_THREADS.
-#include "common.cuh"
+#include "half.cuh"
 
 constexpr u32 CELL_K = 16;
 constexpr u32 ROW_PAIRS = CELL_ROWS / 2;
@@ -20,19 +21,21 @@ static_assert(CELL_THREADS == ROW_PAIRS * CELL_UNITS, "a thread computes two row
 static_assert(CELL_ROWS * CELL_K % CELL_THREADS == 0 && CELL_UNITS * CELL_K <= CELL_THREADS, "strips are loaded evenly");
 
 // A strip [CELL_ROWS, CELL_K] of a row-major operand [rows, k]; what lies outside is 0.
-__device__ __forceinline__ void load_rows(const float* operand, u32 first_row, u32 rows, u32 first_k, u32 k,
+template <typename T>
+__device__ __forceinline__ void load_rows(const T* operand, u32 first_row, u32 rows, u32 first_k, u32 k,
                                           float (*strip)[CELL_ROWS + 1]) {
 #pragma unroll
     for (u32 i = threadIdx.x; i < CELL_ROWS * CELL_K; i += CELL_THREADS) {
         const u32 inner = i % CELL_K;
         const u32 row = i / CELL_K;
         const bool inside = first_row + row < rows && first_k + inner < k;
-        strip[inner][row] = inside ? operand[(u64)(first_row + row) * k + first_k + inner] : 0.0f;
+        strip[inner][row] = inside ? widen(operand[(u64)(first_row + row) * k + first_k + inner]) : 0.0f;
     }
 }
 
 // sum[r] += operand[row r, 0..k] · weights[0..k, the four gates of this thread's unit]. Every thread of the block takes part.
-__device__ __forceinline__ void add_product(const float* operand, const float* weights, u32 k, u32 batch, u32 hidden,
+template <typename T>
+__device__ __forceinline__ void add_product(const T* operand, const T* weights, u32 k, u32 batch, u32 hidden,
                                             float (*rows)[CELL_ROWS + 1], float4 (*gates)[CELL_UNITS], float (&sum)[2][GATES]) {
     const u32 first_row = blockIdx.y * CELL_ROWS;
     const u32 first_unit = blockIdx.x * CELL_UNITS;
@@ -47,7 +50,7 @@ __device__ __forceinline__ void add_product(const float* operand, const float* w
             const u32 inner = i / (CELL_UNITS * GATES);
             const bool inside = first_unit + at_unit < hidden && first_k + inner < k;
             const u64 at = (u64)(first_k + inner) * GATES * hidden + gate * hidden + first_unit + at_unit;
-            ((float*)&gates[inner][at_unit])[gate] = inside ? weights[at] : 0.0f;
+            ((float*)&gates[inner][at_unit])[gate] = inside ? widen(weights[at]) : 0.0f;
         }
         __syncthreads();
 #pragma unroll
@@ -68,9 +71,9 @@ __device__ __forceinline__ void add_product(const float* operand, const float* w
 }
 
 // pre may be null (then the sums start from b) and may be the same array as gates: a thread reads what it later writes.
-extern "C" __global__ void __launch_bounds__(CELL_THREADS)
-lstm_cell_forward(const float* x, const float* h_prev, const float* c_prev, const float* w, const float* u, const float* b,
-                  const float* pre, float* gates, float* h, float* c, u32 batch, u32 e, u32 hidden) {
+template <typename T>
+__device__ __forceinline__ void cell_forward(const T* x, const T* h_prev, const float* c_prev, const T* w, const T* u, const float* b,
+                                             const float* pre, T* gates, T* h, float* c, u32 batch, u32 e, u32 hidden) {
     __shared__ float row_strip[CELL_K][CELL_ROWS + 1];
     __shared__ float4 gate_strip[CELL_K][CELL_UNITS];
     const u32 unit = blockIdx.x * CELL_UNITS + threadIdx.x % CELL_UNITS;
@@ -99,21 +102,22 @@ lstm_cell_forward(const float* x, const float* h_prev, const float* c_prev, cons
         const float g = strict_tanh(sum[r][GATE_G]);
         const float o = strict_sigmoid(sum[r][GATE_O]);
         const u64 state = (u64)row * hidden + unit;
-        float* gate_row = gates + (u64)row * GATES * hidden + unit;
-        gate_row[GATE_I * hidden] = i;
-        gate_row[GATE_F * hidden] = f;
-        gate_row[GATE_G * hidden] = g;
-        gate_row[GATE_O * hidden] = o;
+        T* gate_row = gates + (u64)row * GATES * hidden + unit;
+        gate_row[GATE_I * hidden] = narrow<T>(i);
+        gate_row[GATE_F * hidden] = narrow<T>(f);
+        gate_row[GATE_G * hidden] = narrow<T>(g);
+        gate_row[GATE_O * hidden] = narrow<T>(o);
         const float c_new = fmaf(f, c_prev[state], i * g);
         c[state] = c_new;
-        h[state] = o * strict_tanh(c_new);
+        h[state] = narrow<T>(o * strict_tanh(c_new));
     }
 }
 
 // Null: dpre_next (no later step), dh, dh_more, dc count as 0. dc_prev may be the same array as dc.
-extern "C" __global__ void __launch_bounds__(CELL_THREADS)
-lstm_cell_backward(const float* dpre_next, const float* u, const float* gates, const float* c_prev, const float* c, const float* dh,
-                   const float* dh_more, const float* dc, float* dpre, float* dc_prev, u32 batch, u32 hidden) {
+template <typename T>
+__device__ __forceinline__ void cell_backward(const T* dpre_next, const T* u, const T* gates, const float* c_prev, const float* c,
+                                              const float* dh, const float* dh_more, const float* dc, T* dpre, float* dc_prev,
+                                              u32 batch, u32 hidden) {
     __shared__ float row_strip[CELL_K][CELL_ROWS + 1];
     __shared__ float u_strip[CELL_K][CELL_UNITS + 1];
     const u32 at_unit = threadIdx.x % CELL_UNITS;
@@ -130,7 +134,7 @@ lstm_cell_backward(const float* dpre_next, const float* u, const float* gates, c
                 const u32 strip_unit = threadIdx.x / CELL_K;
                 const u32 from = blockIdx.x * CELL_UNITS + strip_unit;
                 const bool inside = from < hidden && first_k + inner < columns;
-                u_strip[inner][strip_unit] = inside ? u[(u64)from * columns + first_k + inner] : 0.0f;
+                u_strip[inner][strip_unit] = inside ? widen(u[(u64)from * columns + first_k + inner]) : 0.0f;
             }
             __syncthreads();
 #pragma unroll
@@ -150,21 +154,37 @@ lstm_cell_backward(const float* dpre_next, const float* u, const float* gates, c
         const u32 row = blockIdx.y * CELL_ROWS + pair + r * ROW_PAIRS;
         if (unit >= hidden || row >= batch) continue;
         const u64 state = (u64)row * hidden + unit;
-        const float* gate_row = gates + (u64)row * columns + unit;
-        const float i = gate_row[GATE_I * hidden];
-        const float f = gate_row[GATE_F * hidden];
-        const float g = gate_row[GATE_G * hidden];
-        const float o = gate_row[GATE_O * hidden];
+        const T* gate_row = gates + (u64)row * columns + unit;
+        const float i = widen(gate_row[GATE_I * hidden]);
+        const float f = widen(gate_row[GATE_F * hidden]);
+        const float g = widen(gate_row[GATE_G * hidden]);
+        const float o = widen(gate_row[GATE_O * hidden]);
         float dh_sum = dh_all[r];
         if (dh) dh_sum += dh[state];
         if (dh_more) dh_sum += dh_more[state];
         const float tanh_c = strict_tanh(c[state]);
         const float dc_all = fmaf(dh_sum * o, d_tanh(tanh_c), dc ? dc[state] : 0.0f);
-        float* dpre_row = dpre + (u64)row * columns + unit;
-        dpre_row[GATE_I * hidden] = dc_all * g * d_sigmoid(i);
-        dpre_row[GATE_F * hidden] = dc_all * c_prev[state] * d_sigmoid(f);
-        dpre_row[GATE_G * hidden] = dc_all * i * d_tanh(g);
-        dpre_row[GATE_O * hidden] = dh_sum * tanh_c * d_sigmoid(o);
+        T* dpre_row = dpre + (u64)row * columns + unit;
+        dpre_row[GATE_I * hidden] = narrow<T>(dc_all * g * d_sigmoid(i));
+        dpre_row[GATE_F * hidden] = narrow<T>(dc_all * c_prev[state] * d_sigmoid(f));
+        dpre_row[GATE_G * hidden] = narrow<T>(dc_all * i * d_tanh(g));
+        dpre_row[GATE_O * hidden] = narrow<T>(dh_sum * tanh_c * d_sigmoid(o));
         dc_prev[state] = dc_all * f;
     }
 }
+
+#define CELL(suffix, T)                                                                                                         \
+    extern "C" __global__ void __launch_bounds__(CELL_THREADS)                                                                  \
+    lstm_cell_forward##suffix(const T* x, const T* h_prev, const float* c_prev, const T* w, const T* u, const float* b,         \
+                              const float* pre, T* gates, T* h, float* c, u32 batch, u32 e, u32 hidden) {                       \
+        cell_forward(x, h_prev, c_prev, w, u, b, pre, gates, h, c, batch, e, hidden);                                           \
+    }                                                                                                                           \
+    extern "C" __global__ void __launch_bounds__(CELL_THREADS)                                                                  \
+    lstm_cell_backward##suffix(const T* dpre_next, const T* u, const T* gates, const float* c_prev, const float* c,             \
+                               const float* dh, const float* dh_more, const float* dc, T* dpre, float* dc_prev, u32 batch,      \
+                               u32 hidden) {                                                                                    \
+        cell_backward(dpre_next, u, gates, c_prev, c, dh, dh_more, dc, dpre, dc_prev, batch, hidden);                           \
+    }
+CELL(, float)
+CELL(_bf16, bf16)
+CELL(_f16, f16)

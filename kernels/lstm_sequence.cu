@@ -5,8 +5,9 @@
 // A block has 4·HP threads. Thread tid belongs to unit tid/4; tid%4 is its gate, so that the four gates of a unit lie in one warp
 // and are exchanged by shuffles (lstm_sequence.cuh). One block barrier a time step: what threads exchange through shared memory is double-buffered.
 //
-//   forward    gates holds x·W + b on entry (one gemm over all time steps). A thread keeps its column of U in registers, the last
-//              output h lies in shared memory: pre = gates + h·U, four chains of fmaf (k mod 4), added as (0+1)+(2+3).
+//   forward    pre holds x·W + b (one gemm over all time steps), and may be the array of the gates. A thread keeps its column of U
+//              in registers, the last output h lies in shared memory: to pre is added h·U, four chains of fmaf (k mod 4), added as
+//              (0+1)+(2+3).
 //   backward   dh of the step before: thread (unit k, slice s) sums dpre[col]·U[k,col] over the columns 16j + 4s + i (chain i) of
 //              the 4·HP, gates padded; the four slices are added by shuffles, (0+1)+(2+3). dpre lies in shared memory, U's slice
 //              in registers.
@@ -16,12 +17,13 @@
 //   _h128      half of U does not fit the registers. The first `staged` rows of that half (a multiple of 4) lie in dynamic shared
 //              memory, the rest is read from global memory (L2) in every time step: the order of the sums, and so the bits, do
 //              not depend on it.
-// Shapes: gates dpre [T,B,4H], h c [T+1,B,H] (row 0 the initial state), x [T,B,E], dh [T,B,H], h0 c0 dh_last dc_last dh0 dc0 [B,H].
+//   _bf16 _f16 x, U, gates, h and dpre are stored in 16 bits (src/backend/precision.rs)
+// Shapes: pre gates dpre [T,B,4H], h c [T+1,B,H] (row 0 the initial state), x [T,B,E], dh [T,B,H], h0 c0 dh_last dc_last dh0 dc0 [B,H].
 // Launch: forward grid B; backward any grid <= B, one partial a block; block 4·HP; dynamic shared staged·4·HP floats.
 #include "lstm_sequence.cuh"
 
-template <u32 HP, u32 KEPT>
-__device__ __forceinline__ void sequence_forward(const float* h0, const float* c0, const float* u, float* gates, float* h, float* c,
+template <u32 HP, u32 KEPT, typename T>
+__device__ __forceinline__ void sequence_forward(const T* h0, const float* c0, const T* u, const float* pre, T* gates, T* h, float* c,
                                                  u32 t, u32 batch, u32 hidden, u32 staged) {
     constexpr u32 THREADS = GATES * HP;
     __shared__ __align__(16) float h_shared[2][HP];
@@ -35,11 +37,15 @@ __device__ __forceinline__ void sequence_forward(const float* h0, const float* c
 
     float kept[KEPT];
 #pragma unroll
-    for (u32 k = 0; k < KEPT; ++k) kept[k] = valid && k < hidden ? u[(u64)k * columns + col] : 0.0f;
+    for (u32 k = 0; k < KEPT; ++k) {
+        // What is padded reads another number and drops it: predicated loads of 16 bits spill (on sm_80).
+        const float weight = widen(u[(u64)min(k, hidden - 1) * columns + (valid ? col : 0)]);
+        kept[k] = valid && k < hidden ? weight : 0.0f;
+    }
     if constexpr (KEPT < HP) {
         for (u32 k = 0; k < staged; ++k) {
             const bool inside = valid && KEPT + k < hidden;
-            staged_u[k * THREADS + threadIdx.x] = inside ? u[(u64)(KEPT + k) * columns + col] : 0.0f;
+            staged_u[k * THREADS + threadIdx.x] = inside ? widen(u[(u64)(KEPT + k) * columns + col]) : 0.0f;
         }
     }
 
@@ -47,19 +53,20 @@ __device__ __forceinline__ void sequence_forward(const float* h0, const float* c
     const u64 state_step = (u64)batch * hidden;
     float c_now = valid && c0 ? c0[state] : 0.0f;
     if (gate == GATE_I) {
-        const float h_now = valid && h0 ? h0[state] : 0.0f;
+        const float h_now = valid && h0 ? widen(h0[state]) : 0.0f;
         h_shared[0][unit] = h_now;
-        if (valid) h[state] = h_now;
+        if (valid) h[state] = narrow<T>(h_now);
     }
     if (gate == GATE_F && valid) c[state] = c_now;
     __syncthreads();
 
-    float* gate_at = gates + (u64)row * columns + col;
+    const float* pre_at = pre + (u64)row * columns + col;
+    T* gate_at = gates + (u64)row * columns + col;
     const u64 gate_step = (u64)batch * columns;
-    float next = valid && t > 0 ? *gate_at : 0.0f;
+    float next = valid && t > 0 ? *pre_at : 0.0f;
     for (u32 s = 0; s < t; ++s) {
         const float given = next;
-        next = valid && s + 1 < t ? gate_at[gate_step] : 0.0f;
+        next = valid && s + 1 < t ? pre_at[gate_step] : 0.0f;
         const float4* h_prev = (const float4*)h_shared[s % 2];
         float chain[4] = {0.0f, 0.0f, 0.0f, 0.0f};
         add_product(h_prev, kept, chain);
@@ -73,25 +80,26 @@ __device__ __forceinline__ void sequence_forward(const float* h0, const float* c
                     const bool inside = valid && k < hidden;
                     const bool in_shared = inner + i < staged;
                     const float weight = in_shared ? staged_u[(inner + i) * THREADS + threadIdx.x]
-                                         : inside  ? u[(u64)k * columns + col]
+                                         : inside  ? widen(u[(u64)k * columns + col])
                                                    : 0.0f;
                     chain[i] = fmaf(parts[i], weight, chain[i]);
                 }
             }
         }
-        const float pre = given + ((chain[0] + chain[1]) + (chain[2] + chain[3]));
-        const float gate_value = sigmoid_or_tanh(pre, gate == GATE_G);
+        const float sum = given + ((chain[0] + chain[1]) + (chain[2] + chain[3]));
+        const float gate_value = sigmoid_or_tanh(sum, gate == GATE_G);
         const GateValues v = exchange(gate_value);
         // All four lanes of the unit compute its state.
         c_now = fmaf(v.f, c_now, v.i * v.g);
-        const float h_now = v.o * strict_tanh(c_now);
+        const float h_now = as_stored<T>(v.o * strict_tanh(c_now));
         const u64 at = state + (s + 1) * state_step;
         if (gate == GATE_I) h_shared[(s + 1) % 2][unit] = h_now;
         if (valid) {
-            *gate_at = gate_value;
-            if (gate == GATE_I) h[at] = h_now;
+            *gate_at = narrow<T>(gate_value);
+            if (gate == GATE_I) h[at] = narrow<T>(h_now);
             if (gate == GATE_F) c[at] = c_now;
         }
+        pre_at += gate_step;
         gate_at += gate_step;
         __syncthreads();
     }
@@ -104,10 +112,9 @@ struct Read {
 };
 
 // EP: how many input columns dW is summed for (0: none). SUMS: dU and db are summed.
-template <u32 HP, u32 KEPT, u32 EP, bool SUMS>
-__device__ __forceinline__ void sequence_backward(const float* x, const float* u, const float* gates, const float* h,
-                                                  const float* c, const float* dh, const float* dh_last, const float* dc_last,
-                                                  float* dpre, float* dh0, float* dc0, float* partials, u32 t, u32 batch, u32 e,
+template <u32 HP, u32 KEPT, u32 EP, bool SUMS, typename T>
+__device__ __forceinline__ void sequence_backward(const T* x, const T* u, const T* gates, const T* h, const float* c,
+                                                  const float* dh, const float* dh_last, const float* dc_last, T* dpre, float* dh0, float* dc0, float* partials, u32 t, u32 batch, u32 e,
                                                   u32 hidden, u64 stride, u32 staged) {
     constexpr u32 THREADS = GATES * HP;
     __shared__ __align__(16) float dpre_shared[2][GateRow<HP>::ROW];
@@ -159,11 +166,11 @@ __device__ __forceinline__ void sequence_backward(const float* x, const float* u
         const auto read = [&](u32 s) {
             const u64 at = state + s * state_step;
             const u64 token = (u64)s * batch + row;
-            next.gate = valid ? gates[token * columns + col] : 0.0f;
+            next.gate = valid ? widen(gates[token * columns + col]) : 0.0f;
             next.c_prev = valid ? c[at] : 0.0f;
             next.dh = valid && dh ? dh[at] : 0.0f;
-            if (SUMS) next.h_prev = threadIdx.x < hidden ? h[token * hidden + threadIdx.x] : 0.0f;
-            if (EP > 0) next.x = threadIdx.x < e ? x[token * e + threadIdx.x] : 0.0f;
+            if (SUMS) next.h_prev = threadIdx.x < hidden ? widen(h[token * hidden + threadIdx.x]) : 0.0f;
+            if (EP > 0) next.x = threadIdx.x < e ? widen(x[token * e + threadIdx.x]) : 0.0f;
         };
         if (t > 0) read(t - 1);
         for (u32 s = t; s-- > 0;) {
@@ -173,9 +180,9 @@ __device__ __forceinline__ void sequence_backward(const float* x, const float* u
             if (SUMS && threadIdx.x < hidden) h_shared[buffer][threadIdx.x] = now.h_prev;
             if (EP > 0 && threadIdx.x < e) x_shared[buffer][threadIdx.x] = now.x;
 
-            const float dpre_own = gate_backward(now.gate, c_now, now.c_prev, dh_now, dc_now);
+            const float dpre_own = as_stored<T>(gate_backward(now.gate, c_now, now.c_prev, dh_now, dc_now));
             c_now = now.c_prev;
-            if (valid) dpre[((u64)s * batch + row) * columns + col] = dpre_own;
+            if (valid) dpre[((u64)s * batch + row) * columns + col] = narrow<T>(dpre_own);
             dpre_shared[buffer][place] = dpre_own;
             __syncthreads();
 
@@ -226,30 +233,33 @@ __device__ __forceinline__ void sequence_backward(const float* x, const float* u
     }
 }
 
-#define FORWARD(hp, kept)                                                                                                       \
+#define FORWARD(name, hp, kept, T)                                                                                              \
     extern "C" __global__ void __launch_bounds__(GATES* hp)                                                                     \
-    lstm_sequence_forward_h##hp(const float* h0, const float* c0, const float* u, float* gates, float* h, float* c, u32 t,      \
-                                u32 batch, u32 hidden, u32 staged) {                                                            \
-        sequence_forward<hp, kept>(h0, c0, u, gates, h, c, t, batch, hidden, staged);                                           \
+    lstm_sequence_forward_##name(const T* h0, const float* c0, const T* u, const float* pre, T* gates, T* h, float* c, u32 t,   \
+                                 u32 batch, u32 hidden, u32 staged) {                                                           \
+        sequence_forward<hp, kept, T>(h0, c0, u, pre, gates, h, c, t, batch, hidden, staged);                                   \
     }
-FORWARD(32, 32)
-FORWARD(64, 64)
-FORWARD(96, 96)
-FORWARD(128, 128 - SEQUENCE_STREAMED)
-
-#define BACKWARD(name, hp, kept, ep, sums)                                                                                      \
+#define BACKWARD(name, hp, kept, ep, sums, T)                                                                                   \
     extern "C" __global__ void __launch_bounds__(GATES* hp)                                                                     \
-    lstm_sequence_backward_##name(const float* x, const float* u, const float* gates, const float* h, const float* c,           \
-                                  const float* dh, const float* dh_last, const float* dc_last, float* dpre, float* dh0,         \
-                                  float* dc0, float* partials, u32 t, u32 batch, u32 e, u32 hidden, u64 stride, u32 staged) {   \
-        sequence_backward<hp, kept, ep, sums>(x, u, gates, h, c, dh, dh_last, dc_last, dpre, dh0, dc0, partials, t, batch, e,   \
-                                              hidden, stride, staged);                                                          \
+    lstm_sequence_backward_##name(const T* x, const T* u, const T* gates, const T* h, const float* c, const float* dh,          \
+                                  const float* dh_last, const float* dc_last, T* dpre, float* dh0, float* dc0,                  \
+                                  float* partials, u32 t, u32 batch, u32 e, u32 hidden, u64 stride, u32 staged) {               \
+        sequence_backward<hp, kept, ep, sums, T>(x, u, gates, h, c, dh, dh_last, dc_last, dpre, dh0, dc0, partials, t, batch,   \
+                                                 e, hidden, stride, staged);                                                    \
     }
-BACKWARD(h32_e16, 32, 32, 16, true)
-BACKWARD(h32_e32, 32, 32, 32, true)
-BACKWARD(h32, 32, 32, 0, true)
-BACKWARD(h64_e16, 64, 64, 16, true)
-BACKWARD(h64_e32, 64, 64, 32, true)
-BACKWARD(h64, 64, 64, 0, true)
-BACKWARD(h96, 96, 96, 0, false)
-BACKWARD(h128, 128, 128 - SEQUENCE_STREAMED, 0, false)
+#define KERNELS(suffix, T)                                                                                                      \
+    FORWARD(h32##suffix, 32, 32, T)                                                                                             \
+    FORWARD(h64##suffix, 64, 64, T)                                                                                             \
+    FORWARD(h96##suffix, 96, 96, T)                                                                                             \
+    FORWARD(h128##suffix, 128, 128 - SEQUENCE_STREAMED, T)                                                                      \
+    BACKWARD(h32_e16##suffix, 32, 32, 16, true, T)                                                                              \
+    BACKWARD(h32_e32##suffix, 32, 32, 32, true, T)                                                                              \
+    BACKWARD(h32##suffix, 32, 32, 0, true, T)                                                                                   \
+    BACKWARD(h64_e16##suffix, 64, 64, 16, true, T)                                                                              \
+    BACKWARD(h64_e32##suffix, 64, 64, 32, true, T)                                                                              \
+    BACKWARD(h64##suffix, 64, 64, 0, true, T)                                                                                   \
+    BACKWARD(h96##suffix, 96, 96, 0, false, T)                                                                                  \
+    BACKWARD(h128##suffix, 128, 128 - SEQUENCE_STREAMED, 0, false, T)
+KERNELS(, float)
+KERNELS(_bf16, bf16)
+KERNELS(_f16, f16)

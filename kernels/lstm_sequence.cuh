@@ -3,7 +3,7 @@
 // HP is H padded to a multiple of 32; what is padded holds zeros, so that no sum depends on it. Thread tid belongs to unit tid/4;
 // tid%4 is its gate, so that the four gates of a unit lie in one warp and are exchanged by shuffles.
 #pragma once
-#include "common.cuh"
+#include "half.cuh"
 
 // A row of 4·HP numbers by gates in shared memory. Gates are 8 numbers further apart than HP: the eight units and four gates of a
 // warp fall on 32 different banks.
@@ -34,8 +34,8 @@ __device__ __forceinline__ u32 slice_place(u32 j, u32 slice) {
 }
 
 // Group j of slice s of row `unit` of U in memory. One load where H is a multiple of 4 (U begins at a multiple of 16 bytes).
-template <u32 HP>
-__device__ __forceinline__ float4 slice_of(const float* u, u32 unit, u32 hidden, u32 j, u32 slice) {
+template <u32 HP, typename T>
+__device__ __forceinline__ float4 slice_of(const T* u, u32 unit, u32 hidden, u32 j, u32 slice) {
     const u32 gate = 16 * j / HP;
     const u32 other = 16 * j % HP + 4 * slice;
     if (unit >= hidden) return make_float4(0.0f, 0.0f, 0.0f, 0.0f);
@@ -43,8 +43,8 @@ __device__ __forceinline__ float4 slice_of(const float* u, u32 unit, u32 hidden,
 }
 
 // The first N elements of the thread's slice.
-template <u32 HP, u32 N>
-__device__ __forceinline__ void load_slice(const float* u, u32 unit, u32 hidden, u32 slice, float (&kept)[N]) {
+template <u32 HP, u32 N, typename T>
+__device__ __forceinline__ void load_slice(const T* u, u32 unit, u32 hidden, u32 slice, float (&kept)[N]) {
 #pragma unroll
     for (u32 j = 0; j < N / 4; ++j) {
         const float4 part = slice_of<HP>(u, unit, hidden, j, slice);

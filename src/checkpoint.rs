@@ -5,7 +5,7 @@
 //! under the one metadata key `recurve`, so that equal models are equal bytes. Files for other programs, and theirs, are
 //! in [`interchange`](crate::interchange).
 
-use crate::backend::{AdamConfig, TrainState};
+use crate::backend::{AdamConfig, LossScale, TrainState};
 use crate::data::text::Vocabulary;
 use crate::data::{self, DataOptions, Dataset, Encoding, Words, row_fingerprint};
 use crate::error::{Error, Result};
@@ -73,6 +73,8 @@ struct Header {
     config: ModelConfig,
     adam: AdamConfig,
     step: u64,
+    #[serde(default)]
+    loss_scale: LossScale,
     maxlen: usize,
     words: HeaderWords,
     classes: Vec<String>,
@@ -159,6 +161,7 @@ impl Checkpoint {
             config: self.model.config,
             adam: self.adam,
             step: self.state.t,
+            loss_scale: self.state.loss_scale,
             maxlen: self.encoding.maxlen,
             words: HeaderWords::from(&self.encoding.words),
             classes: self.classes.clone(),
@@ -229,11 +232,17 @@ impl Checkpoint {
             );
             return Err(bad("progress", found));
         }
+        header.loss_scale.check(header.step).map_err(|found| bad("loss scale", found))?;
         let words = header.words.open(header.config.vocab).map_err(|message| bad("vocabulary", message))?;
         let tensors = SafeTensors::deserialize(bytes).map_err(|e| bad("", e.to_string()))?;
         let arena = |prefix| read_arena(&model, &tensors, prefix).map_err(|message| bad("tensors", message));
-        let state =
-            TrainState { params: arena("")?, m: arena("adam/m/")?, v: arena("adam/v/")?, t: header.step };
+        let state = TrainState {
+            params: arena("")?,
+            m: arena("adam/m/")?,
+            v: arena("adam/v/")?,
+            t: header.step,
+            loss_scale: header.loss_scale,
+        };
         let rows = tensors
             .tensor(TRAIN_ROWS)
             .ok()

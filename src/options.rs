@@ -1,6 +1,6 @@
 //! How to train: what a user chooses, and the steps that follow from it.
 
-use crate::backend::StepState;
+use crate::backend::{Precision, StepState};
 use crate::data::Dataset;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -160,6 +160,9 @@ pub struct TrainOptions {
     /// What a training row of each class counts in loss and gradient, see [`ClassWeight::resolve`]; None is 1 for all.
     #[serde(default)]
     pub class_weights: Option<Vec<f32>>,
+    /// What the operands of products are stored in.
+    #[serde(default)]
+    pub precision: Precision,
     /// Stop after this many epochs without a lower validation loss.
     pub patience: Option<u32>,
 }
@@ -178,6 +181,7 @@ impl Default for TrainOptions {
             weight_decay: 0.0,
             clip_norm: 0.0,
             class_weights: None,
+            precision: Precision::F32,
             patience: None,
         }
     }

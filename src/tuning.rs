@@ -64,4 +64,7 @@ launch_constants! {
     STAGED_QUADS = 1024;
     /// Blocks of the norm of the gradient, and so its partial sums.
     NORM_BLOCKS = 128;
+
+    /// Steps in a row without a skipped one that double the scale of f16's loss.
+    LOSS_SCALE_GROWTH_STEPS = 2000;
 }

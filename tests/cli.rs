@@ -577,3 +577,48 @@ fn load(path: &Path) {
         panic!("{error}");
     }
 }
+
+#[test]
+fn half_precision_is_the_references_and_says_what_became_of_its_scale() {
+    let place = Place::new();
+    place.write("mine.csv", &toy_csv(60));
+    let reference = ["train", "mine.csv", "--device", "reference", "--epochs", "2"];
+    let out = place.ok(&with(&with(&reference, &["--precision", "f16", "--save", "m.safetensors"]), &SMALL));
+    assert!(out.contains("rounded to f16 where it would be stored"), "{out}");
+    let told = out.lines().find(|line| line.starts_with("Loss scale ")).unwrap_or_else(|| panic!("{out}"));
+    let scale = place.json("runs/1-mine/report.json")["loss_scale"].clone();
+    let (scale, skipped) = (scale["scale"].as_f64().unwrap(), scale["skipped"].as_u64().unwrap());
+    assert!(told.contains(&format!("Loss scale {scale}; of all ")), "{told}");
+    assert_eq!(scale, 65536.0 / 2f64.powi(i32::try_from(skipped).unwrap()));
+    let info = place.ok(&["info", "--model", "m.safetensors"]);
+    assert!(info.contains(", f16"), "{info}");
+    // It goes on in its precision, and on what has that.
+    let resume = ["train", "--resume", "m.safetensors", "--epochs", "3"];
+    let out = place.ok(&with(&resume, &["--device", "reference"]));
+    assert!(out.contains("rounded to f16") && out.contains("Epoch 3"), "{out}");
+    let error = place.fails(2, &with(&resume, &["--device", "cpu"]));
+    assert!(error.contains("--precision") && error.contains("f16 is not there on cpu"), "{error}");
+    let error = place.fails(2, &with(&resume, &["--device", "reference", "--precision", "bf16"]));
+    assert!(error.contains("--precision") && error.contains("f16"), "{error}");
+    // eval in the precision of the training has the training's own figures; in f32 others.
+    let loss = |more: &[&'static str]| -> f64 {
+        let json = place.ok(&with(&["eval", "--model", "m.safetensors", "--json"], more));
+        serde_json::from_str::<serde_json::Value>(&json).unwrap()["loss"].as_f64().unwrap()
+    };
+    let epochs = place.json("runs/1-mine/report.json")["epochs"].clone();
+    let trained = epochs.as_array().unwrap().last().unwrap()["test_loss"].as_f64().unwrap();
+    assert_eq!(loss(&["--device", "reference", "--precision", "f16"]), trained);
+    assert_ne!(loss(&["--device", "reference"]), trained);
+    let half = ["predict", "--model", "m.safetensors", "--precision", "bf16", "this one is good"];
+    place.ok(&with(&half, &["--device", "reference"]));
+    let error = place.fails(2, &with(&half, &["--device", "cpu"]));
+    assert!(error.contains("--precision") && error.contains("bf16 is not there on cpu"), "{error}");
+    // Any device can use the model: its parameters are f32.
+    let answer = place.ok(&["predict", "--model", "m.safetensors", "--device", "cpu", "this one is good"]);
+    assert!(answer.starts_with("yes") || answer.starts_with("no"), "{answer}");
+
+    let out = place.ok(&with(&with(&reference, &["--precision", "bf16"]), &SMALL));
+    assert!(out.contains("rounded to bf16") && !out.contains("Loss scale"), "{out}");
+    assert!(place.json("runs/3-mine/report.json")["loss_scale"].is_null());
+    assert!(place.fails(2, &with(&reference, &["--precision", "f8"])).contains("expected f32, bf16 or f16"));
+}

@@ -231,6 +231,39 @@ fn train_eval_and_predict_run_on_the_device() {
     assert!((answer(&gpu).unwrap() - answer(&cpu).unwrap()).abs() < 1e-6, "{gpu} {cpu}");
 }
 
+/// Wider than the fused kernels, clipping: 16 bits in training, evaluation and prediction, beside the reference.
+#[test]
+fn train_eval_and_predict_run_in_16_bits() {
+    let place = Place::new();
+    place.write("mine.csv", &toy_csv(60));
+    let args =
+        with(&["train", "mine.csv", "--epochs", "1", "--clip-norm", "1", "--precision", "f16"], &SMALL);
+    let args = with(&args, &["--lr", "0.02"]);
+    let out = ok(&place, &[], &with(&args, &["--device", "cuda", "--save", "m.safetensors"]));
+    assert!(device_line(&out).contains("in f16"), "{out}");
+    let reference = place.ok(&with(&args, &["--device", "reference"]));
+    let loss = |out: &str| -> f64 {
+        let line = out.lines().find_map(|line| line.strip_prefix("Epoch 1, Loss: "));
+        line.unwrap_or_else(|| panic!("{out}")).split(',').next().unwrap().parse().unwrap()
+    };
+    // A few roundings of 2^-11 of a loss near 0.7.
+    assert!((loss(&out) - loss(&reference)).abs() < 1e-3, "{out}\n{reference}");
+    let eval = |device: &str, precision: &str| {
+        let args =
+            ["eval", "--model", "m.safetensors", "--json", "--device", device, "--precision", precision];
+        let json = if device == "cuda" { ok(&place, &[], &args) } else { place.ok(&args) };
+        serde_json::from_str::<serde_json::Value>(&json).unwrap()["loss"].as_f64().unwrap()
+    };
+    for precision in ["bf16", "f16"] {
+        let (device, reference) = (eval("cuda", precision), eval("reference", precision));
+        assert!((device - reference).abs() < 1e-3, "{precision}: {device} {reference}");
+        assert_ne!(device, eval("cuda", "f32"), "{precision}");
+    }
+    let predict =
+        ["predict", "--model", "m.safetensors", "--device", "cuda", "--precision", "bf16", "this is good"];
+    assert!(ok(&place, &[], &predict).starts_with(['y', 'n']));
+}
+
 #[test]
 fn a_launch_that_fails_midway_leaves_the_checkpoint_and_a_resume_has_the_same_bits() {
     let place = Place::new();
@@ -306,6 +339,12 @@ fn info_lists_the_device_and_every_kernel_without_spills() {
     for kernel in [
         "fused_step_h32_e16",
         "fused_forward_h64_e32",
+        "fused_step_h32_e64_bf16",
+        "fused_forward_h64_e16_f16",
+        "lstm_sequence_backward_h128_bf16",
+        "lstm_cell_forward_f16",
+        "gemm_tn_bf16",
+        "loss_scale",
         "adam_step",
         "sort_tokens",
         "lstm_sequence_forward_h32",

@@ -3,7 +3,7 @@
 // A test that cannot go on fails; clippy allows that inside of test functions only, not in their helpers.
 #![allow(clippy::unwrap_used)]
 
-use recurve::backend::{AdamConfig, Device, Engine};
+use recurve::backend::{AdamConfig, Device, Engine, Precision};
 use recurve::checkpoint::Checkpoint;
 use recurve::data::{self, DataOptions, Dataset, Examples, Source};
 use recurve::metrics::Metrics;
@@ -44,7 +44,11 @@ fn options() -> TrainOptions {
 }
 
 fn engine(device: &Device, threads: usize) -> Box<dyn Engine> {
-    let engine = device.engine(threads).unwrap();
+    engine_in(Precision::F32, device, threads)
+}
+
+fn engine_in(precision: Precision, device: &Device, threads: usize) -> Box<dyn Engine> {
+    let engine = device.engine_in(precision, threads).unwrap();
     println!("executed by: {:?}", engine.info());
     engine
 }
@@ -67,14 +71,26 @@ impl Observer for StopAfter {
 #[test]
 fn a_training_stopped_anywhere_and_continued_has_the_same_bits() {
     let dataset = dataset();
-    for device in [Device::Cpu, Device::Reference] {
-        let mut whole = fresh(&dataset, options());
-        train(engine(&device, 2).as_mut(), &mut whole, &dataset, &mut ()).unwrap();
+    for (device, precision) in [
+        (Device::Cpu, Precision::F32),
+        (Device::Reference, Precision::F32),
+        (Device::Reference, Precision::Bf16),
+        (Device::Reference, Precision::F16),
+    ] {
+        let begin = || {
+            let mut checkpoint = fresh(&dataset, TrainOptions { precision, ..options() });
+            // With f16 the first steps are skipped.
+            checkpoint.state.loss_scale.scale = 2f32.powi(22);
+            checkpoint
+        };
+        let mut whole = begin();
+        train(engine_in(precision, &device, 2).as_mut(), &mut whole, &dataset, &mut ()).unwrap();
+        assert_eq!(whole.state.loss_scale.skipped > 0, precision == Precision::F16);
         assert_eq!(whole.progress.epoch, 4);
         assert_eq!(whole.state.t, 4 * 7);
         let mut mid_epoch = 0;
         for after in 1..=9 {
-            let mut pieces = fresh(&dataset, options());
+            let mut pieces = begin();
             let mut calls = 0;
             loop {
                 // Through the file, as a user's resume goes.
@@ -85,7 +101,7 @@ fn a_training_stopped_anywhere_and_continued_has_the_same_bits() {
                 assert_eq!(reloaded, pieces);
                 pieces = reloaded;
                 // Any number of threads.
-                let mut engine = engine(&device, 1 + calls % 3);
+                let mut engine = engine_in(precision, &device, 1 + calls % 3);
                 let mut stop = StopAfter { seen: 0, after };
                 let outcome = train(engine.as_mut(), &mut pieces, &dataset, &mut stop).unwrap();
                 mid_epoch += u32::from(pieces.progress.batch > 0);
@@ -95,7 +111,7 @@ fn a_training_stopped_anywhere_and_continued_has_the_same_bits() {
                 }
                 assert!(calls < 100);
             }
-            assert_eq!(whole, pieces, "{device:?}, stopped after {after} looks");
+            assert_eq!(whole, pieces, "{device:?} in {precision}, stopped after {after} looks");
         }
         assert!(mid_epoch > 0, "no stop fell into an epoch: the test shows nothing");
     }

@@ -1,7 +1,8 @@
 //! The engine of host back ends: a training step composed of their operations.
 
 use super::checks;
-use super::{AdamConfig, DeviceInfo, Engine, Part, Parts, Real, StepState, TrainState};
+use super::reference::Rounded;
+use super::{AdamConfig, DeviceInfo, Engine, LossScale, Part, Parts, Real, StepState, TrainState};
 use crate::data::Examples;
 use crate::error::Result;
 use crate::metrics::Metrics;
@@ -16,6 +17,8 @@ const CHUNK_ROWS: usize = 256;
 pub struct HostEngine<T, O> {
     ops: O,
     info: DeviceInfo,
+    /// Whether the loss is scaled.
+    scales: bool,
     loaded: Option<Loaded<T>>,
 }
 
@@ -29,6 +32,7 @@ struct Loaded<T> {
     m: Vec<T>,
     v: Vec<T>,
     t: u64,
+    loss_scale: LossScale,
     train: Option<Examples>,
     validation: Option<Examples>,
     test: Option<Examples>,
@@ -44,7 +48,7 @@ struct Loaded<T> {
 impl<T: Real, O: HostOps<T>> HostEngine<T, O> {
     /// An engine over `ops`, which calls itself `info`.
     pub fn new(ops: O, info: DeviceInfo) -> Self {
-        Self { ops, info, loaded: None }
+        Self { ops, info, scales: false, loaded: None }
     }
 
     fn loaded(&mut self) -> Result<(&O, &mut Loaded<T>)> {
@@ -52,6 +56,13 @@ impl<T: Real, O: HostOps<T>> HostEngine<T, O> {
             Some(loaded) => Ok((&self.ops, loaded)),
             None => Err(checks::no_model()),
         }
+    }
+}
+
+impl<T: Real> HostEngine<T, Rounded<T>> {
+    /// An engine over operations that round, which calls itself `info`: with f16 it scales its loss.
+    pub fn rounded(ops: Rounded<T>, info: DeviceInfo) -> Self {
+        Self { scales: ops.precision().scales_loss(), ..Self::new(ops, info) }
     }
 }
 
@@ -82,6 +93,7 @@ impl<T: Real, O: HostOps<T>> Engine for HostEngine<T, O> {
             m: widen(&state.m),
             v: widen(&state.v),
             t: state.t,
+            loss_scale: state.loss_scale,
             train: parts.train.cloned(),
             validation: parts.validation.cloned(),
             test: parts.test.cloned(),
@@ -103,9 +115,10 @@ impl<T: Real, O: HostOps<T>> Engine for HostEngine<T, O> {
     }
 
     fn train(&mut self, steps: &[StepState]) -> Result<()> {
+        let scales = self.scales;
         let (ops, loaded) = self.loaded()?;
         for step in steps {
-            loaded.step(ops, step)?;
+            loaded.step(ops, step, scales)?;
         }
         Ok(())
     }
@@ -131,6 +144,7 @@ impl<T: Real, O: HostOps<T>> Engine for HostEngine<T, O> {
             m: narrow(&loaded.m),
             v: narrow(&loaded.v),
             t: loaded.t,
+            loss_scale: loaded.loss_scale,
         })
     }
 
@@ -141,13 +155,14 @@ impl<T: Real, O: HostOps<T>> Engine for HostEngine<T, O> {
         loaded.m = widen(&state.m);
         loaded.v = widen(&state.v);
         loaded.t = state.t;
+        loaded.loss_scale = state.loss_scale;
         Ok(())
     }
 }
 
 impl<T: Real> Loaded<T> {
-    /// One batch: forward, loss, backward, Adam.
-    fn step<O: HostOps<T>>(&mut self, ops: &O, step: &StepState) -> Result<()> {
+    /// One batch: forward, loss, backward, Adam; with `scales` as [`precision`](super::precision) says.
+    fn step<O: HostOps<T>>(&mut self, ops: &O, step: &StepState, scales: bool) -> Result<()> {
         let Some(train) = &self.train else {
             return Err(checks::no_training_examples());
         };
@@ -164,6 +179,14 @@ impl<T: Real> Loaded<T> {
         )?;
         classifier::loss(ops, &self.model, &self.labels, self.class_weights.as_deref(), &mut self.workspace)?;
         ops.fill(&mut self.grads, 0.0)?;
+        // Whatever multiplies a row's loss multiplies its `dlogits`: the scale is one more weight of every class.
+        let scaled = scales.then(|| {
+            let scale = T::from_f64(f64::from(self.loss_scale.scale));
+            match &self.class_weights {
+                None => vec![scale; self.model.config.classes],
+                Some(weights) => weights.iter().map(|&weight| weight * scale).collect(),
+            }
+        });
         classifier::backward(
             ops,
             &self.model,
@@ -171,14 +194,30 @@ impl<T: Real> Loaded<T> {
             &mut self.grads,
             &self.ids,
             &self.labels,
-            self.class_weights.as_deref(),
+            scaled.as_deref().or(self.class_weights.as_deref()),
             &mut self.workspace,
         )?;
-        ops.adam(
-            &self.adam,
-            step,
-            super::Adam { grads: &self.grads, params: &mut self.params, m: &mut self.m, v: &mut self.v },
-        )?;
+        let finite = !scales || self.grads.iter().all(|g| g.is_finite());
+        if finite {
+            let mut update = *step;
+            if scales {
+                step.check()?;
+                // Adam counts the updates.
+                update.t = step.t.saturating_sub(self.loss_scale.skipped).max(1);
+                let inverse = T::from_f64(f64::from(self.loss_scale.inverse()));
+                for g in &mut self.grads {
+                    *g *= inverse;
+                }
+            }
+            ops.adam(
+                &self.adam,
+                &update,
+                super::Adam { grads: &self.grads, params: &mut self.params, m: &mut self.m, v: &mut self.v },
+            )?;
+        }
+        if scales {
+            self.loss_scale.update(finite);
+        }
         self.t = step.t;
         self.metrics.add_batch(self.workspace.loss(), self.workspace.hits());
         Ok(())

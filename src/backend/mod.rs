@@ -14,10 +14,12 @@ pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod host;
+pub mod precision;
 mod real;
 pub mod reference;
 pub mod shapes;
 
+pub use precision::{LossScale, Precision};
 pub use real::Real;
 pub use shapes::*;
 
@@ -143,13 +145,15 @@ pub struct TrainState {
     pub v: Vec<f32>,
     /// Steps done: the next step is `t + 1`.
     pub t: u64,
+    /// What f16 has come to; of an engine in another precision, how it began.
+    pub loss_scale: LossScale,
 }
 
 impl TrainState {
     /// Fresh moments for `params`.
     pub fn new(params: Vec<f32>) -> Self {
         let n = params.len();
-        Self { params, m: vec![0.0; n], v: vec![0.0; n], t: 0 }
+        Self { params, m: vec![0.0; n], v: vec![0.0; n], t: 0, loss_scale: LossScale::default() }
     }
 }
 
@@ -233,6 +237,17 @@ impl std::str::FromStr for Device {
     }
 }
 
+impl std::fmt::Display for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Device::Auto => f.write_str("auto"),
+            Device::Cpu => f.write_str("cpu"),
+            Device::Reference => f.write_str("reference"),
+            Device::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
+        }
+    }
+}
+
 impl Device {
     /// An engine on this device with `threads` host threads (0: one for each core).
     ///
@@ -243,7 +258,35 @@ impl Device {
     /// [`Error::Device`](crate::Error::Device) if there is no such device; what was asked for by name is never replaced
     /// by something else.
     pub fn engine(&self, threads: usize) -> Result<Box<dyn Engine>> {
+        self.engine_in(Precision::F32, threads)
+    }
+
+    /// [`Self::engine`] in this precision. CUDA has 16 bits. [`Device::Reference`] has them too: its plain
+    /// loops in f32 round where [`precision`] says, which is slow, and shows what such a training comes to.
+    ///
+    /// # Errors
+    /// Also [`Error::Usage`](crate::Error::Usage) if the device has no engine of this precision.
+    pub fn engine_in(&self, precision: Precision, threads: usize) -> Result<Box<dyn Engine>> {
+        let refuse = |device: &str| {
+            Err(crate::Error::usage(
+                "--precision",
+                format!(
+                    "{precision} is not there on {device}, which computes in f32; use --device reference (plain loops, slow, \
+                     rounded to {precision} where it would be stored), or leave the flag out"
+                ),
+            ))
+        };
+        let half = precision != Precision::F32;
         match self {
+            #[cfg(feature = "cuda")]
+            Device::Auto if half => match cuda::auto() {
+                Ok(engine) => Ok(Box::new(engine.in_precision(precision))),
+                Err(None) => refuse("auto (the CPU: there is no GPU)"),
+                Err(Some(reason)) => refuse(&format!("auto (the CPU: {reason})")),
+            },
+            #[cfg(not(feature = "cuda"))]
+            Device::Auto if half => refuse("auto (the CPU)"),
+            Device::Cpu if half => refuse("cpu"),
             #[cfg(feature = "cuda")]
             Device::Auto => match cuda::auto() {
                 Ok(engine) => Ok(Box::new(engine)),
@@ -259,10 +302,17 @@ impl Device {
                     executed: "plain loops in f32".into(),
                     threads: 1,
                 };
-                Ok(Box::new(host::HostEngine::new(reference::Reference::<f32>::new(), info)))
+                if precision == Precision::F32 {
+                    return Ok(Box::new(host::HostEngine::new(reference::Reference::<f32>::new(), info)));
+                }
+                let executed = format!("{}, rounded to {precision} where it would be stored", info.executed);
+                let info = DeviceInfo { executed, ..info };
+                Ok(Box::new(host::HostEngine::rounded(reference::Rounded::<f32>::new(precision), info)))
             }
             #[cfg(feature = "cuda")]
-            Device::Cuda(ordinal) => Ok(Box::new(cuda::CudaEngine::new(cuda::Cuda::new(*ordinal)?))),
+            Device::Cuda(ordinal) => {
+                Ok(Box::new(cuda::CudaEngine::new(cuda::Cuda::new(*ordinal)?).in_precision(precision)))
+            }
             #[cfg(not(feature = "cuda"))]
             Device::Cuda(ordinal) => Err(crate::Error::device(
                 format!("cuda:{ordinal}"),

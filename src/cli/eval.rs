@@ -2,7 +2,7 @@
 
 use super::{DeviceArgs, ModelArgs, say};
 use clap::Args;
-use recurve::backend::{Part, Parts};
+use recurve::backend::{Part, Parts, Precision};
 use recurve::checkpoint::Checkpoint;
 use recurve::data::{self, Examples};
 use recurve::metrics::{self, Report};
@@ -32,6 +32,9 @@ pub struct EvalArgs {
     model: ModelArgs,
     #[command(flatten)]
     device: DeviceArgs,
+    /// What multiplications read: f32, bf16 or f16 (cuda and reference), whatever the model was trained in
+    #[arg(long, value_name = "TYPE", default_value_t = Precision::F32)]
+    precision: Precision,
 }
 
 #[derive(Serialize)]
@@ -65,7 +68,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     let trained_on = (0..examples.rows()).filter(|&row| checkpoint.trained_on(examples.row(row))).count();
 
     let parts = Parts { test: Some(&examples), ..Parts::default() };
-    let mut engine = args.device.engine_with(&checkpoint, parts)?;
+    let mut engine = args.device.engine_with(args.precision, &checkpoint, parts)?;
     let totals = engine.evaluate(Part::Test, checkpoint.options.batch_size)?;
     let probabilities = engine.predict(&examples.x, examples.rows())?;
     let evaluation = Evaluation {

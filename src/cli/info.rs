@@ -148,6 +148,10 @@ fn cuda_paths() -> Vec<String> {
         "Steps on CUDA     fused (2 kernels a step) where H <= 64, E <= 64 (32 where H > 32), batch <= {} and a row fits:",
         recurve::tuning::SEQUENCE_PARTIALS
     ));
+    lines.push(
+        "  --precision     f32, bf16 and f16 by the same paths; f16 has one kernel more a fused step, else two: the loss' scale"
+            .to_string(),
+    );
     for (h, e) in [(32, 16), (32, 32), (32, 64), (64, 16), (64, 32)] {
         let config = ModelConfig { hidden: h, embed: e, ..ModelConfig::default() };
         let longest = |kibibytes: usize| {
@@ -222,13 +226,14 @@ fn describe(path: &str, checkpoint: &Checkpoint) -> String {
             sha256 => format!("  trained on   {} (SHA-256 {sha256})", checkpoint.data_name),
         },
         format!(
-            "  training     {} of {} epochs, {} steps, batch {}, lr {}, seed {}",
+            "  training     {} of {} epochs, {} steps, batch {}, lr {}, seed {}, {}",
             checkpoint.progress.epoch,
             checkpoint.options.epochs,
             checkpoint.state.t,
             checkpoint.options.batch_size,
             checkpoint.options.lr,
-            checkpoint.options.seed
+            checkpoint.options.seed,
+            checkpoint.options.precision
         ),
     ];
     for spec in checkpoint.model.table.specs() {

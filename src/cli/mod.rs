@@ -13,7 +13,7 @@ mod progress;
 mod train;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
-use recurve::backend::{Device, Engine, Parts};
+use recurve::backend::{Device, Engine, Parts, Precision};
 use recurve::checkpoint::Checkpoint;
 use recurve::data::text::Vocabulary;
 use recurve::data::{Words, imdb_vocabulary};
@@ -110,13 +110,18 @@ struct DeviceArgs {
 }
 
 impl DeviceArgs {
-    fn engine(&self) -> Result<Box<dyn Engine>> {
-        self.device.engine(self.threads)
+    fn engine_in(&self, precision: Precision) -> Result<Box<dyn Engine>> {
+        self.device.engine_in(precision, self.threads)
     }
 
-    /// An engine that holds a model and `parts`.
-    fn engine_with(&self, checkpoint: &Checkpoint, parts: Parts<'_>) -> Result<Box<dyn Engine>> {
-        let mut engine = self.engine()?;
+    /// An engine of this precision that holds a model and `parts`.
+    fn engine_with(
+        &self,
+        precision: Precision,
+        checkpoint: &Checkpoint,
+        parts: Parts<'_>,
+    ) -> Result<Box<dyn Engine>> {
+        let mut engine = self.engine_in(precision)?;
         engine.load(&checkpoint.model, &checkpoint.state, checkpoint.adam, parts)?;
         Ok(engine)
     }

@@ -2,7 +2,7 @@
 
 use super::{DeviceArgs, ModelArgs, say};
 use clap::Args;
-use recurve::backend::{Engine, Parts};
+use recurve::backend::{Engine, Parts, Precision};
 use recurve::checkpoint::Checkpoint;
 use recurve::data::table::{self, Value};
 use recurve::data::{Encoding, Words, imdb_vocabulary};
@@ -35,6 +35,9 @@ pub struct PredictArgs {
     model: ModelArgs,
     #[command(flatten)]
     device: DeviceArgs,
+    /// What multiplications read: f32, bf16 or f16 (cuda and reference), whatever the model was trained in
+    #[arg(long, value_name = "TYPE", default_value_t = Precision::F32)]
+    precision: Precision,
 }
 
 /// How the model reads text: by its own words, or by the IMDB word index if that has come to hand since.
@@ -96,7 +99,7 @@ impl Predictor {
 
 pub fn run(args: &PredictArgs) -> Result<()> {
     let (_, checkpoint) = args.model.load()?;
-    let engine = args.device.engine_with(&checkpoint, Parts::default())?;
+    let engine = args.device.engine_with(args.precision, &checkpoint, Parts::default())?;
     let encoding = encoding(&checkpoint)?;
     // Refused before anything is read or written, not at the first text.
     encoding.rows([""])?;

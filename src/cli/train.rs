@@ -3,7 +3,7 @@
 use super::progress::Progress;
 use super::{DeviceArgs, Given, fraction, in_range, interrupted, say};
 use clap::Args;
-use recurve::backend::{AdamConfig, DeviceInfo};
+use recurve::backend::{AdamConfig, DeviceInfo, LossScale, Precision};
 use recurve::checkpoint::Checkpoint;
 use recurve::data::baseline::{Baselines, baselines};
 use recurve::data::batch::Side;
@@ -102,6 +102,9 @@ pub struct TrainArgs {
     /// Seed of the initial weights, the splits and every order
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
+    /// What the operands of products are stored in: f32, bf16 or f16 (sums, loss and optimiser stay in f32)
+    #[arg(long, value_name = "TYPE", default_value_t = Precision::F32)]
+    precision: Precision,
     #[command(flatten)]
     device: DeviceArgs,
     /// Start from these weights (.npz, .keras, .weights.h5, .safetensors; or a model file); they give the shapes
@@ -135,6 +138,9 @@ struct Report<'a> {
     seed: u64,
     config: &'a TrainOptions,
     baselines: Option<Baselines>,
+    /// With f16.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    loss_scale: Option<LossScale>,
     epochs: &'a [ReportEpoch],
     best_epoch: Option<u32>,
     ending: Option<Ending>,
@@ -216,7 +222,7 @@ pub fn run(args: &TrainArgs, given: &Given) -> Result<()> {
             ));
         }
     }
-    let mut engine = args.device.engine()?;
+    let mut engine = args.device.engine_in(checkpoint.options.precision)?;
     let info = engine.info();
 
     say(format!("Data: {}{}", dataset.description, parts(&dataset)))?;
@@ -310,6 +316,11 @@ pub fn run(args: &TrainArgs, given: &Given) -> Result<()> {
     watcher.summary(&checkpoint, outcome.ending)
 }
 
+/// What is to be told of the loss scale, where there is one.
+fn loss_scale(checkpoint: &Checkpoint) -> Option<LossScale> {
+    checkpoint.options.precision.scales_loss().then_some(checkpoint.state.loss_scale)
+}
+
 fn parts(dataset: &Dataset) -> String {
     let mut words = format!(": {} training", dataset.train.rows());
     for (part, examples) in [("validation", &dataset.validation), ("test", &dataset.test)] {
@@ -355,6 +366,7 @@ impl TrainArgs {
             weight_decay: self.weight_decay,
             // Known once the labels are.
             class_weights: None,
+            precision: self.precision,
             shuffle_buffer: self.shuffle_buffer,
             seed: self.seed,
         }
@@ -432,7 +444,7 @@ fn resume(args: &TrainArgs, given: &Given, path: &Path) -> Result<(Checkpoint, D
     let (asked_data, asked) = (args.data_options(), args.train_options());
     let (data, options, config) = (&checkpoint.data, &checkpoint.options, checkpoint.model.config);
     let path_of = |path: &Option<PathBuf>| path.as_ref().map_or("none".into(), |p| p.display().to_string());
-    let compare: [(&str, &str, String, String); 21] = [
+    let compare: [(&str, &str, String, String); 22] = [
         ("test", "--test", path_of(&asked_data.test), path_of(&data.test)),
         ("text_column", "--text-column", asked_data.text_column, data.text_column.clone()),
         ("label_column", "--label-column", asked_data.label_column, data.label_column.clone()),
@@ -454,6 +466,7 @@ fn resume(args: &TrainArgs, given: &Given, path: &Path) -> Result<(Checkpoint, D
         ("lr", "--lr", asked.lr.to_string(), options.lr.to_string()),
         ("lr_schedule", "--lr-schedule", asked.lr_schedule.to_string(), options.lr_schedule.to_string()),
         ("warmup_steps", "--warmup-steps", asked.warmup_steps.to_string(), options.warmup_steps.to_string()),
+        ("precision", "--precision", asked.precision.to_string(), options.precision.to_string()),
         ("clip_norm", "--clip-norm", asked.clip_norm.to_string(), options.clip_norm.to_string()),
         ("weight_decay", "--weight-decay", asked.weight_decay.to_string(), options.weight_decay.to_string()),
         (
@@ -617,6 +630,7 @@ impl Watcher<'_> {
             seed: checkpoint.options.seed,
             config: &checkpoint.options,
             baselines: self.baselines,
+            loss_scale: loss_scale(checkpoint),
             epochs: &self.epochs,
             best_epoch: best_epoch(&checkpoint.progress.history).map(|best| best.epoch),
             ending,
@@ -641,6 +655,12 @@ impl Watcher<'_> {
             line += "; stopped early, the validation loss no longer fell";
         }
         say(line)?;
+        if let Some(LossScale { scale, skipped, .. }) = loss_scale(checkpoint) {
+            say(format!(
+                "Loss scale {scale}; of all {} steps {skipped} were skipped, whose gradients were not finite",
+                checkpoint.state.t
+            ))?;
+        }
         if let Some(best) = best_epoch(&checkpoint.progress.history) {
             let by = if best.validation_loss.is_some() { "validation" } else { "training" };
             say(format!("Best by {by} loss: {}", epoch_line(best)))?;

@@ -547,6 +547,7 @@ impl Loaded {
             m: arena(&self.embeddings.m, &self.cell.m, &self.dense.m),
             v: arena(&self.embeddings.v, &self.cell.v, &self.dense.v),
             t: self.t,
+            loss_scale: Default::default(),
         }
     }
 

@@ -3,6 +3,7 @@
 use super::buffer::{View, ViewMut};
 use super::context::Context;
 use super::cross_entropy::MetricSums;
+use super::half::{Scaling, Stored};
 use super::launch::{Call, blocks, size};
 use super::steps::{CURSORS, Step};
 use super::tokens::{Buckets, Pair};
@@ -51,20 +52,39 @@ fn constants(config: &AdamConfig) -> [f32; 3] {
     [(1.0 - config.beta1) as f32, (1.0 - config.beta2) as f32, config.eps as f32]
 }
 
+/// What an update writes besides, and reads, where parameters are stored as `S`.
+pub(super) struct Copy<'a, S> {
+    /// `[n]`: the parameters in 16 bits, updated where they are.
+    pub(super) stored: ViewMut<'a, S>,
+    /// Of f16: what `loss_scale` said of the step.
+    pub(super) scaling: Option<View<'a, Scaling>>,
+}
+
+/// The last parameters of `adam` and `adam_step` over `S`: none in f32.
+fn push<'c, S>(call: Call<'c>, copy: Option<Copy<'_, S>>, n: usize) -> Result<Call<'c>> {
+    let Some(Copy { mut stored, scaling }) = copy else { return Ok(call) };
+    let call = call.output("stored [n]", &mut stored, &[n])?;
+    match scaling {
+        Some(scaling) => call.input("scaling", scaling, &[1]),
+        None => Ok(call),
+    }
+}
+
 /// One step with the gradients `grads` `[n]`, multiplied with `scale` (one number), if given.
-pub(super) fn adam(
+pub(super) fn adam<S: Stored>(
     ctx: &Context,
     config: &AdamConfig,
     at: At<'_>,
     scale: Option<View<'_, f64>>,
     state: State<'_>,
     grads: View<'_, f32>,
+    copy: Option<Copy<'_, S>>,
 ) -> Result<()> {
     let State { mut params, mut m, mut v } = state;
     let n = params.len();
     let grid = blocks("adam", "params [n]", &[n], 4 * ADAM_THREADS)?;
     let [one_minus_beta1, one_minus_beta2, eps] = constants(config);
-    let call = Call::new(ctx, &ctx.kernels.adam)
+    let call = Call::new(ctx, &S::of(&ctx.kernels).adam)
         .input("steps", at.steps, &[1])?
         .input("cursor", at.cursor, &[1])?
         .input_or_null("scale", scale, &[1])?
@@ -76,8 +96,9 @@ pub(super) fn adam(
         .f32(one_minus_beta2)
         .f32(eps)
         .size("n", n)?;
-    // SAFETY: the parameters are `steps, cursor, scale, params, m, v, grads, one_minus_beta1, one_minus_beta2, eps, n`. A
-    // thread has four elements of the four arrays, those of them that are below `n`: all were checked. The cursor is below
+    let call = push(call, copy, n)?;
+    // SAFETY: the parameters are `steps, cursor, scale, params, m, v, grads, one_minus_beta1, one_minus_beta2, eps, n`, and in
+    // 16 bits `stored`, and of f16 `scaling`. A thread has four elements of the arrays, those of them that are below `n`: all were checked. The cursor is below
     // the length of `steps` (see `At`).
     unsafe { call.launch([grid, 1, 1], ADAM_THREADS, 0) }
 }
@@ -91,7 +112,7 @@ pub(super) struct Arena {
 }
 
 /// What the last kernel of a training step sums the gradients of, and what else it reads and moves on.
-pub(super) struct Summands<'a> {
+pub(super) struct Summands<'a, S> {
     /// `[T,B,E]`
     pub(super) dx: View<'a, f32>,
     /// As [`sort_tokens`](super::tokens::sort_tokens) left them, for every step of the table.
@@ -104,7 +125,7 @@ pub(super) struct Summands<'a> {
     /// Each row of the step has a part, and rows of `partials.count` that it does not have are not read.
     pub(super) by_rows: bool,
     /// `[B,H]`
-    pub(super) h_last: View<'a, f32>,
+    pub(super) h_last: View<'a, S>,
     /// `[B,C]`
     pub(super) dlogits: View<'a, f32>,
     /// `[B]`
@@ -115,7 +136,7 @@ pub(super) struct Summands<'a> {
 
 /// The last kernel of the step at the cursor, of at most `rows` rows: the sums, Adam, metrics; then the cursor moves on.
 #[allow(clippy::too_many_arguments)] // the kernel's
-pub(super) fn step(
+pub(super) fn step<S: Stored>(
     ctx: &Context,
     config: &AdamConfig,
     model: &ModelConfig,
@@ -124,8 +145,9 @@ pub(super) fn step(
     mut cursor: ViewMut<'_, u32>,
     arena: Arena,
     state: State<'_>,
-    from: Summands<'_>,
+    from: Summands<'_, S>,
     mut sums: ViewMut<'_, MetricSums>,
+    copy: Option<Copy<'_, S>>,
 ) -> Result<()> {
     let State { mut params, mut m, mut v } = state;
     let ModelConfig { vocab, embed: e, hidden, classes, .. } = *model;
@@ -149,7 +171,7 @@ pub(super) fn step(
     let most = if from.by_rows { rows.min(SEQUENCE_PARTIALS as usize) } else { from.partials.count as usize };
     let extent = Partials { count: size("adam_step", "partials", most)?, ..from.partials }.extent(layer);
     let [one_minus_beta1, one_minus_beta2, eps] = constants(config);
-    let call = Call::new(ctx, &ctx.kernels.adam_step)
+    let call = Call::new(ctx, &S::of(&ctx.kernels).adam_step)
         .input("steps", steps, &[1])?
         .output("cursor", &mut cursor, &[CURSORS])?
         .output_fours("params [n]", &mut params, &[n])?
@@ -181,9 +203,10 @@ pub(super) fn step(
         .f32(one_minus_beta1)
         .f32(one_minus_beta2)
         .f32(eps);
+    let call = push(call, copy, n)?;
     // SAFETY: the parameters are `steps, cursor, params, m, v, dx, sorted, begins, partials, h_last, dlogits, loss, hits,
     // sums, vocab, e, owned, buckets, capacity, layer_begin, layer_blocks, dense_begin, dense_blocks, hidden, classes, stride,
-    // most_partials, by_rows, one_minus_beta1, one_minus_beta2, eps`. The step has at most `rows` rows and so `capacity`
+    // most_partials, by_rows, one_minus_beta1, one_minus_beta2, eps`, and in 16 bits `stored`, and of f16 `scaling`. The step has at most `rows` rows and so `capacity`
     // tokens, which the engine has checked; blocks of the layer, the dense layer and the table stay within their ranges of
     // the arena, whose sizes were checked above, and threads of the table within its V·E numbers.
     unsafe { call.launch([grid, 1, 1], ADAM_THREADS, 0) }
@@ -226,19 +249,21 @@ pub(super) fn gradient_norm(ctx: &Context, grads: View<'_, f32>, sums: &mut View
 }
 
 /// The factor that clips the gradient whose sums of squares these are, as the step at hand asks: `scale`, one number,
-/// assigned.
+/// assigned. With `scaling` they are those of the scaled loss, and the factor also takes them to those of the loss.
 pub(super) fn clip_scale(
     ctx: &Context,
     sums: View<'_, f64>,
     at: At<'_>,
+    scaling: Option<View<'_, Scaling>>,
     mut scale: ViewMut<'_, f64>,
 ) -> Result<()> {
     let call = Call::new(ctx, &ctx.kernels.clip_scale)
         .input("sums", sums, &[NORM_BLOCKS as usize])?
         .input("steps", at.steps, &[1])?
         .input("cursor", at.cursor, &[1])?
+        .input_or_null("scaling", scaling, &[1])?
         .output("scale", &mut scale, &[1])?;
-    // SAFETY: the parameters are `sums, steps, cursor, scale`; the one warp reads NORM_BLOCKS sums and the step at hand
-    // (see `At`), and writes one number: all were checked.
+    // SAFETY: the parameters are `sums, steps, cursor, scaling, scale`; the one warp reads NORM_BLOCKS sums, the step at hand
+    // (see `At`) and the loss' scale, and writes one number: all were checked.
     unsafe { call.launch([1, 1, 1], 32, 0) }
 }

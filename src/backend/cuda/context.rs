@@ -6,6 +6,7 @@
 use super::buffer::Staging;
 use super::fused;
 use super::image::{self, MODULES, Module as Compiled};
+use super::lstm_sequence;
 use crate::error::{Error, Result};
 use crate::tuning;
 use cudarc::driver::result::{self, DriverError};
@@ -229,20 +230,34 @@ pub(super) struct Kernel {
 }
 
 macro_rules! kernels {
-    ($($stem:literal: $($name:ident)*;)*) => {
+    ($($stem:literal: $($name:ident)*;)* stored { $($of:literal $half:literal: $($typed:ident)*;)* }) => {
         /// Every kernel, looked up once.
         #[derive(Debug)]
         pub(super) struct Kernels {
             $($(pub(super) $name: Kernel,)*)*
+            pub(super) f32: Typed,
+            pub(super) bf16: Typed,
+            pub(super) f16: Typed,
         }
 
-        /// The kernel files.
-        const STEMS: &[&str] = &[$($stem),*];
+        /// The kernels that there are for each type that numbers are stored in.
+        #[derive(Debug)]
+        pub(super) struct Typed {
+            $($(pub(super) $typed: Kernel,)*)*
+        }
+
+        /// The kernel files, each once or more.
+        const STEMS: &[&str] = &[$($stem,)* $($of, $half),*];
 
         impl Kernels {
             /// Looks up every kernel through `find(stem, name)`.
             fn load(mut find: impl FnMut(&'static str, &'static str) -> Result<Kernel, String>) -> Result<Self, String> {
-                Ok(Self { $($($name: find($stem, stringify!($name))?,)*)* })
+                Ok(Self {
+                    $($($name: find($stem, stringify!($name))?,)*)*
+                    f32: Typed { $($($typed: find($of, stringify!($typed))?,)*)* },
+                    bf16: Typed { $($($typed: find($half, concat!(stringify!($typed), "_bf16"))?,)*)* },
+                    f16: Typed { $($($typed: find($half, concat!(stringify!($typed), "_f16"))?,)*)* },
+                })
             }
         }
     };
@@ -252,22 +267,37 @@ kernels! {
     "fill": fill;
     "activation": activate;
     "batch": gather_batch;
-    "embedding": embedding_forward embedding_backward;
-    "gemm":
-        gemm_nn gemm_nt gemm_tn gemm_tt gemm_nn_narrow gemm_nt_narrow gemm_tn_narrow gemm_tt_narrow column_sums;
-    "lstm_cell": lstm_cell_forward lstm_cell_backward;
-    "lstm_sequence":
-        lstm_sequence_forward_h32 lstm_sequence_forward_h64 lstm_sequence_forward_h96 lstm_sequence_forward_h128
-        lstm_sequence_backward_h32_e16 lstm_sequence_backward_h32_e32
-        lstm_sequence_backward_h64_e16 lstm_sequence_backward_h64_e32
-        lstm_sequence_backward_h32 lstm_sequence_backward_h64 lstm_sequence_backward_h96 lstm_sequence_backward_h128;
-    "dense": dense_forward dense_backward_input dense_backward_weights;
+    "embedding": embedding_backward;
+    "gemm": gemm_tt gemm_tt_narrow;
     "cross_entropy": cross_entropy_forward cross_entropy_backward metrics;
-    "fused":
-        fused_step_h32_e16 fused_step_h32_e32 fused_step_h32_e64 fused_step_h64_e16 fused_step_h64_e32
-        fused_forward_h32_e16 fused_forward_h32_e32 fused_forward_h32_e64 fused_forward_h64_e16 fused_forward_h64_e32;
+    "store": store_bf16 store_f16;
+    "loss_scale": loss_scale all_finite;
     "tokens": sort_tokens;
-    "adam": adam adam_step reduce_partials gradient_norm clip_scale;
+    "adam": reduce_partials gradient_norm clip_scale;
+    stored {
+        "embedding" "embedding": embedding_forward;
+        "gemm" "gemm": gemm_nn gemm_nt gemm_tn gemm_nn_narrow gemm_nt_narrow gemm_tn_narrow column_sums;
+        "lstm_cell" "lstm_cell": lstm_cell_forward lstm_cell_backward;
+        "lstm_sequence" "lstm_sequence":
+            lstm_sequence_forward_h32 lstm_sequence_forward_h64 lstm_sequence_forward_h96 lstm_sequence_forward_h128
+            lstm_sequence_backward_h32_e16 lstm_sequence_backward_h32_e32
+            lstm_sequence_backward_h64_e16 lstm_sequence_backward_h64_e32
+            lstm_sequence_backward_h32 lstm_sequence_backward_h64 lstm_sequence_backward_h96
+            lstm_sequence_backward_h128;
+        "dense" "dense": dense_forward dense_backward_input dense_backward_weights;
+        "fused" "fused_half":
+            fused_step_h32_e16 fused_step_h32_e32 fused_step_h32_e64 fused_step_h64_e16 fused_step_h64_e32
+            fused_forward_h32_e16 fused_forward_h32_e32 fused_forward_h32_e64 fused_forward_h64_e16
+            fused_forward_h64_e32;
+        "adam" "adam": adam adam_step;
+    }
+}
+
+impl Kernels {
+    /// Those of each type.
+    fn typed(&self) -> [&Typed; 3] {
+        [&self.f32, &self.bf16, &self.f16]
+    }
 }
 
 /// Rows of U, of the [`SEQUENCE_STREAMED`](tuning::SEQUENCE_STREAMED) that the kernels for 128 units do not keep in
@@ -366,9 +396,9 @@ impl Context {
         let (image, refused, modules, kernels) =
             load(&cuda, choice, capability).map_err(|why| unloadable(&label, &name, driver, &why))?;
 
-        let sequences = [&kernels.lstm_sequence_forward_h128, &kernels.lstm_sequence_backward_h128];
+        let sequences: Vec<_> = kernels.typed().into_iter().flat_map(lstm_sequence::staging).collect();
         let mut staged = tuning::SEQUENCE_STREAMED;
-        for kernel in sequences {
+        for kernel in &sequences {
             let attribute = FunctionAttribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES;
             // SAFETY: the function belongs to a module that is loaded.
             let used = unsafe { result::function::get_function_attribute(kernel.function, attribute) }
@@ -377,9 +407,9 @@ impl Context {
             staged = staged.min(staged_rows(bytes(opt_in), bytes(used)));
         }
         // The fused kernels declare no shared memory of their own.
-        let fused = fused::all(&kernels).map(|kernel| (kernel, opt_in));
+        let fused = kernels.typed().into_iter().flat_map(fused::all).map(|kernel| (kernel, opt_in));
         let bytes = i32::try_from(staged * STAGED_ROW_BYTES).unwrap_or(i32::MAX);
-        for (kernel, bytes) in sequences.map(|kernel| (kernel, bytes)).into_iter().chain(fused) {
+        for (kernel, bytes) in sequences.iter().map(|&kernel| (kernel, bytes)).chain(fused) {
             let attribute = FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: the function belongs to a module that is loaded.
             unsafe { result::function::set_function_attribute(kernel.function, attribute, bytes) }
@@ -524,8 +554,11 @@ fn architecture(name: &str) -> Option<(i32, i32)> {
 
 /// Loads one image of every kernel file and looks up all kernels.
 fn load_image(cuda: &Arc<CudaContext>, which: &LoadedImage) -> Result<(Vec<Module>, Kernels), String> {
-    let mut modules = Vec::with_capacity(STEMS.len());
-    for stem in STEMS {
+    let mut stems = STEMS.to_vec();
+    stems.sort_unstable();
+    stems.dedup();
+    let mut modules = Vec::with_capacity(stems.len());
+    for stem in &stems {
         let compiled = compiled(stem)?;
         let bytes = match which {
             LoadedImage::Cubin(arch) => {
@@ -539,7 +572,7 @@ fn load_image(cuda: &Arc<CudaContext>, which: &LoadedImage) -> Result<(Vec<Modul
         modules.push(load_module(cuda, &bytes).map_err(|why| format!("{stem}: {why}"))?);
     }
     let kernels = Kernels::load(|stem, name| {
-        let module = STEMS.iter().position(|s| *s == stem).and_then(|at| modules.get(at));
+        let module = stems.iter().position(|s| *s == stem).and_then(|at| modules.get(at));
         let module = module.ok_or_else(|| format!("{stem} is not loaded"))?;
         let c_name = CString::new(name).map_err(|_| format!("{name} holds a zero byte"))?;
         // SAFETY: the module is loaded and outlives the function: both go into the same `Context`.

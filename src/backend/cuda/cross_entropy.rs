@@ -4,6 +4,7 @@ use super::buffer::{Ids, View, ViewMut};
 use super::context::Context;
 use super::dense::WARP_THREADS;
 use super::embedding::check_below;
+use super::half::Scaling;
 use super::launch::{Call, blocks};
 use crate::backend::CrossEntropyDims;
 use crate::error::Result;
@@ -80,13 +81,16 @@ pub(super) fn forward(
     unsafe { call.launch([grid, 1, 1], WARP_THREADS, 0) }
 }
 
-/// Assigns `dlogits` `[B,C]` from `probs` `[B,C]`, `labels` `[B]` and `class_weights` `[C]`.
+/// Assigns `dlogits` `[B,C]` from `probs` `[B,C]`, `labels` `[B]` and `class_weights` `[C]`, times the scale of `scaling`, if
+/// given.
+#[allow(clippy::too_many_arguments)] // the kernel's
 pub(super) fn backward(
     ctx: &Context,
     d: CrossEntropyDims,
     probs: View<'_, f32>,
     labels: Ids<'_>,
     class_weights: Option<View<'_, f32>>,
+    scaling: Option<View<'_, Scaling>>,
     mut dlogits: ViewMut<'_, f32>,
 ) -> Result<()> {
     let CrossEntropyDims { b: batch, c: classes } = d;
@@ -96,11 +100,12 @@ pub(super) fn backward(
         .input("probs [B,C]", probs, &[batch, classes])?
         .input("labels [B]", labels.view, &[batch])?
         .input_or_null("class_weights [C]", class_weights, &[classes])?
+        .input_or_null("scaling", scaling, &[1])?
         .output("dlogits [B,C]", &mut dlogits, &[batch, classes])?
         .size("B", batch)?
         .size("C", classes)?;
-    // SAFETY: the parameters are `probs, labels, class_weights, dlogits, batch, classes`; a thread has one element below
-    // `B·C`, its row's label and that one's weight: all were checked.
+    // SAFETY: the parameters are `probs, labels, class_weights, scaling, dlogits, batch, classes`; a thread has one element
+    // below `B·C`, its row's label, that one's weight and the scale: all were checked.
     unsafe { call.launch([grid, 1, 1], ELEMENT_THREADS, 0) }
 }
 

@@ -2,6 +2,7 @@
 
 use super::buffer::{View, ViewMut};
 use super::context::Context;
+use super::half::Stored;
 use super::launch::{Call, blocks};
 use crate::backend::DenseDims;
 use crate::error::Result;
@@ -11,17 +12,17 @@ use crate::tuning::{DENSE_WARPS, ELEMENT_THREADS};
 pub(super) const WARP_THREADS: u32 = 32 * DENSE_WARPS;
 
 /// Assigns `y` `[B,outputs]` from `x` `[B,inputs]`, `w` `[inputs,outputs]` and `b` `[outputs]`.
-pub(super) fn forward(
+pub(super) fn forward<S: Stored>(
     ctx: &Context,
     d: DenseDims,
-    x: View<'_, f32>,
-    w: View<'_, f32>,
+    x: View<'_, S>,
+    w: View<'_, S>,
     b: View<'_, f32>,
     mut y: ViewMut<'_, f32>,
 ) -> Result<()> {
     let DenseDims { b: batch, inputs, outputs } = d;
     let grid = blocks("dense_forward", "y [B,outputs]", &[batch, outputs], DENSE_WARPS)?;
-    let call = Call::new(ctx, &ctx.kernels.dense_forward)
+    let call = Call::new(ctx, &S::of(&ctx.kernels).dense_forward)
         .input("x [B,inputs]", x, &[batch, inputs])?
         .input("w [inputs,outputs]", w, &[inputs, outputs])?
         .input("b [outputs]", b, &[outputs])?
@@ -35,16 +36,16 @@ pub(super) fn forward(
 }
 
 /// Assigns `dx` `[B,inputs]` from `dy` `[B,outputs]` and `w` `[inputs,outputs]`.
-pub(super) fn backward_input(
+pub(super) fn backward_input<S: Stored>(
     ctx: &Context,
     d: DenseDims,
     dy: View<'_, f32>,
-    w: View<'_, f32>,
+    w: View<'_, S>,
     mut dx: ViewMut<'_, f32>,
 ) -> Result<()> {
     let DenseDims { b: batch, inputs, outputs } = d;
     let grid = blocks("dense_backward", "dx [B,inputs]", &[batch, inputs], ELEMENT_THREADS)?;
-    let call = Call::new(ctx, &ctx.kernels.dense_backward_input)
+    let call = Call::new(ctx, &S::of(&ctx.kernels).dense_backward_input)
         .input("dy [B,outputs]", dy, &[batch, outputs])?
         .input("w [inputs,outputs]", w, &[inputs, outputs])?
         .output("dx [B,inputs]", &mut dx, &[batch, inputs])?
@@ -58,10 +59,10 @@ pub(super) fn backward_input(
 
 /// `dw` `[inputs,outputs]` and `db` `[outputs]` from `x` `[B,inputs]` and `dy` `[B,outputs]`: assigned, or with
 /// `accumulate` added to.
-pub(super) fn backward_weights(
+pub(super) fn backward_weights<S: Stored>(
     ctx: &Context,
     d: DenseDims,
-    x: View<'_, f32>,
+    x: View<'_, S>,
     dy: View<'_, f32>,
     mut dw: ViewMut<'_, f32>,
     mut db: ViewMut<'_, f32>,
@@ -70,7 +71,7 @@ pub(super) fn backward_weights(
     let DenseDims { b: batch, inputs, outputs } = d;
     let rows = inputs.saturating_add(1);
     let grid = blocks("dense_backward", "dw [inputs,outputs]", &[rows, outputs], DENSE_WARPS)?;
-    let call = Call::new(ctx, &ctx.kernels.dense_backward_weights)
+    let call = Call::new(ctx, &S::of(&ctx.kernels).dense_backward_weights)
         .input("x [B,inputs]", x, &[batch, inputs])?
         .input("dy [B,outputs]", dy, &[batch, outputs])?
         .output("dw [inputs,outputs]", &mut dw, &[inputs, outputs])?

@@ -2,6 +2,7 @@
 
 use super::buffer::{Ids, View, ViewMut};
 use super::context::Context;
+use super::half::Stored;
 use super::launch::{Call, blocks};
 use crate::backend::EmbeddingDims;
 use crate::error::{Error, Result};
@@ -21,17 +22,17 @@ pub(super) fn check_below(op: &'static str, ids: Ids<'_>, limit: usize) -> Resul
 }
 
 /// Assigns `out` `[n,E]` from `table` `[V,E]` and `ids` `[n]`.
-pub(super) fn forward(
+pub(super) fn forward<S: Stored>(
     ctx: &Context,
     d: EmbeddingDims,
-    table: View<'_, f32>,
+    table: View<'_, S>,
     ids: Ids<'_>,
-    mut out: ViewMut<'_, f32>,
+    mut out: ViewMut<'_, S>,
 ) -> Result<()> {
     let EmbeddingDims { n, v, e } = d;
     check_below("embedding_forward", ids, v)?;
     let grid = blocks("embedding_forward", "out [n,E]", &[n, e], ELEMENT_THREADS)?;
-    let call = Call::new(ctx, &ctx.kernels.embedding_forward)
+    let call = Call::new(ctx, &S::of(&ctx.kernels).embedding_forward)
         .input("table [V,E]", table, &[v, e])?
         .input("ids [n]", ids.view, &[n])?
         .output("out [n,E]", &mut out, &[n, e])?

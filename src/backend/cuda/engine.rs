@@ -16,6 +16,10 @@
 //! of shared memory changes no result. One exception: for E from 33 to 64 the sequence's path sums W's gradient by a
 //! product, in another order; there the path is the same on every device ([`Fused::within`]). A step that clips needs the norm of the whole gradient before Adam: it takes the
 //! sequence's path (or the cells'), with the gradients in an arena.
+//!
+//! bf16 and f16 ([`precision`](crate::backend::precision)) take the same paths by the same rules, through kernels over the
+//! type that numbers are stored in, [`Stored`]. A step in f16 has one kernel more before Adam on the fused path, `loss_scale`, and
+//! two on the others, which first look for gradients that are not finite.
 
 use super::batch::{Rows, gather};
 use super::buffer::{DeviceVec, Ids, View, ViewMut, clear, download, pinned_to_read, upload};
@@ -23,14 +27,15 @@ use super::context::Context;
 use super::cross_entropy::{self, Losses, MetricSums};
 use super::fused::{Fused, Unfused};
 use super::graph::Graph;
+use super::half::{self, Bf16, F16, FLAGS, Scaling, Stored, all_finite, loss_scale};
 use super::lstm_sequence::{self, Plan, Trace, Weights};
 use super::steps::{CURSORS, Step};
 use super::tokens::{Buckets, Pair, Sorted, sort_tokens};
 use super::{Clip, Cuda, adam, dense, embedding, fill, fused};
 use crate::backend::checks;
 use crate::backend::{
-    AdamConfig, CrossEntropyDims, DenseDims, DeviceInfo, EmbeddingDims, Engine, Part, Parts, SequenceDims,
-    StepState, TrainState,
+    AdamConfig, CrossEntropyDims, DenseDims, DeviceInfo, EmbeddingDims, Engine, LossScale, Part, Parts,
+    Precision, SequenceDims, StepState, TrainState,
 };
 use crate::data::Examples;
 use crate::error::{Error, Result};
@@ -59,9 +64,10 @@ const REPORTS: usize = 4;
 /// An engine on a CUDA device.
 #[derive(Debug)]
 pub struct CudaEngine {
-    loaded: Option<Loaded>,
+    loaded: Option<Box<dyn Session>>,
     graphs_recorded: u64,
     path: PathChoice,
+    precision: Precision,
     cuda: Cuda,
 }
 
@@ -104,7 +110,12 @@ impl CudaEngine {
 
     /// An engine on this device that takes this path.
     pub fn with_path(cuda: Cuda, path: PathChoice) -> Self {
-        Self { loaded: None, graphs_recorded: 0, path, cuda }
+        Self { loaded: None, graphs_recorded: 0, path, precision: Precision::F32, cuda }
+    }
+
+    /// This engine in another precision, without what was loaded.
+    pub fn in_precision(self, precision: Precision) -> Self {
+        Self { loaded: None, precision, ..self }
     }
 
     /// The device.
@@ -123,9 +134,9 @@ impl CudaEngine {
         self.graphs_recorded
     }
 
-    fn loaded(&mut self) -> Result<(Arc<Context>, &mut Loaded)> {
+    fn loaded(&mut self) -> Result<(Arc<Context>, &mut (dyn Session + 'static))> {
         match &mut self.loaded {
-            Some(loaded) => Ok((self.cuda.ctx.clone(), loaded)),
+            Some(loaded) => Ok((self.cuda.ctx.clone(), loaded.as_mut())),
             None => Err(checks::no_model()),
         }
     }
@@ -180,16 +191,21 @@ impl Places {
         adam::Arena { layer: self.layer.start, dense: self.dense_w.start }
     }
 
-    /// All parameters, in `params`.
-    fn weights<'a>(&self, params: View<'a, f32>) -> Result<fused::Weights<'a>> {
-        let part = |range: &Range<usize>| params.part(range.clone());
+    /// All parameters; those that are multiplied as they are `stored`, if not in f32.
+    fn weights<'a, S: Stored>(
+        &self,
+        params: &'a DeviceVec<f32>,
+        stored: Option<&'a DeviceVec<S>>,
+    ) -> Result<fused::Weights<'a, S>> {
+        let params = params.view();
+        let stored = S::weights(params, stored)?;
         Ok(fused::Weights {
-            table: part(&self.embeddings)?,
-            w: part(&self.w)?,
-            u: part(&self.u)?,
-            b: part(&self.b)?,
-            dense_w: part(&self.dense_w)?,
-            dense_b: part(&self.dense_b)?,
+            table: stored.part(self.embeddings.clone())?,
+            w: stored.part(self.w.clone())?,
+            u: stored.part(self.u.clone())?,
+            b: params.part(self.b.clone())?,
+            dense_w: stored.part(self.dense_w.clone())?,
+            dense_b: params.part(self.dense_b.clone())?,
         })
     }
 
@@ -281,17 +297,19 @@ impl<T: bytemuck::Pod> Growing<T> {
 
 /// The activations and gradients of a batch; of a smaller one, the front of each array is used.
 #[derive(Debug, Default)]
-struct Workspace {
+struct Workspace<S> {
     /// `[T,B]`
     ids: Growing<u32>,
     /// `[B]`
     labels: Growing<u32>,
     /// `[T,B,E]`
-    embedded: Growing<f32>,
+    embedded: Growing<S>,
+    /// `[T,B,4H]`, where gates are stored in 16 bits: what they are computed from.
+    pre: Growing<f32>,
     /// `[T,B,4H]`
-    gates: Growing<f32>,
+    gates: Growing<S>,
     /// `[T+1,B,H]`
-    h: Growing<f32>,
+    h: Growing<S>,
     /// `[T+1,B,H]`
     c: Growing<f32>,
     /// `[B,C]`
@@ -307,7 +325,7 @@ struct Workspace {
     /// `[B,H]`
     dh_last: Growing<f32>,
     /// `[T,B,4H]`
-    dpre: Growing<f32>,
+    dpre: Growing<S>,
     /// `[T,B,E]`
     dembedded: Growing<f32>,
     /// `[B,H]`
@@ -315,7 +333,9 @@ struct Workspace {
     /// The plan's.
     partials: Growing<f32>,
     /// `[B,H]`, of the fused path.
-    h_last: Growing<f32>,
+    h_last: Growing<S>,
+    /// `[B,warps]` of the fused path, `[FLAGS]` of the others, in f16.
+    finite: Growing<u32>,
 }
 
 /// The numbers that every array's size is made of.
@@ -360,10 +380,11 @@ impl Dims {
         CrossEntropyDims { b: self.rows, c: self.config.classes }
     }
 
-    /// Numbers of activations a row.
-    fn numbers_a_row(&self) -> usize {
+    /// Numbers of activations a row: in f32 four gates, h and c of a unit; else twice the gates, half as wide the second time.
+    fn numbers_a_row<S: Stored>(&self) -> usize {
         let ModelConfig { embed, hidden, .. } = self.config;
-        self.t.saturating_add(1).saturating_mul(embed.saturating_add(hidden.saturating_mul(6)))
+        let of_a_unit = if S::PRECISION == Precision::F32 { 6 } else { 8 };
+        self.t.saturating_add(1).saturating_mul(embed.saturating_add(hidden.saturating_mul(of_a_unit)))
     }
 }
 
@@ -376,7 +397,10 @@ enum Want<'a> {
     Losses { class_weights: Option<View<'a, f32>> },
 }
 
-impl Workspace {
+impl<S: Stored> Workspace<S> {
+    /// Whether what gates are computed from has an array of its own.
+    const APART: bool = !matches!(S::PRECISION, Precision::F32);
+
     /// The arrays that fused steps of up to `d.rows` rows need.
     fn fit_fused(&mut self, ctx: &Context, d: &Dims) -> Result<()> {
         let ModelConfig { embed: e, hidden: h, classes: c, .. } = d.config;
@@ -385,6 +409,7 @@ impl Workspace {
         self.dembedded.fit(ctx, "a batch's gradients by embeddings", n("embedding", &[t, b, e])?)?;
         self.partials.fit(ctx, "the rows' gradients", n("gradients", &[b, fused::stride(&d.config)])?)?;
         self.h_last.fit(ctx, "a batch's last outputs", n("outputs", &[b, h])?)?;
+        self.finite.fit(ctx, "a batch's flags", n("flags", &[b, fused::MOST_WARPS])?)?;
         self.dlogits.fit(ctx, "a batch's gradients by logits", n("logits", &[b, c])?)?;
         self.loss.fit(ctx, "a batch's losses", b)?;
         self.hits.fit(ctx, "a batch's hits", b)
@@ -397,6 +422,7 @@ impl Workspace {
         self.dembedded.fits(d.tokens().saturating_mul(e))
             && self.partials.fits(b.saturating_mul(fused::stride(&d.config)))
             && self.h_last.fits(b.saturating_mul(h))
+            && self.finite.fits(b.saturating_mul(fused::MOST_WARPS))
             && self.dlogits.fits(b.saturating_mul(c))
             && self.loss.fits(b)
             && self.hits.fits(b)
@@ -411,6 +437,9 @@ impl Workspace {
         self.ids.fit(ctx, "a batch's ids", n("ids", &[t, b])?)?;
         self.labels.fit(ctx, "a batch's labels", b)?;
         self.embedded.fit(ctx, "a batch's embedding", n("embedding", &[t, b, e])?)?;
+        if Self::APART {
+            self.pre.fit(ctx, "a batch's pre-activations", n("gates", &[t, b, 4, h])?)?;
+        }
         self.gates.fit(ctx, "a batch's gates", n("gates", &[t, b, 4, h])?)?;
         self.h.fit(ctx, "a batch's outputs", n("outputs", &[states, b, h])?)?;
         self.c.fit(ctx, "a batch's states", n("states", &[states, b, h])?)?;
@@ -424,6 +453,7 @@ impl Workspace {
         self.dpre.fit(ctx, "a batch's gradients by pre-activations", n("gates", &[t, b, 4, h])?)?;
         self.dembedded.fit(ctx, "a batch's gradients by embeddings", n("embedding", &[t, b, e])?)?;
         self.dc0.fit(ctx, "a batch's gradients by states", n("states", &[b, h])?)?;
+        self.finite.fit(ctx, "a batch's flags", FLAGS)?;
         self.partials.fit(ctx, "partial sums of the gradients", plan.extent())
     }
 
@@ -435,6 +465,7 @@ impl Workspace {
         let forward = self.ids.fits(n)
             && self.labels.fits(b)
             && self.embedded.fits(n.saturating_mul(e))
+            && (!Self::APART || self.pre.fits(gates))
             && self.gates.fits(gates)
             && self.h.fits(d.states())
             && self.c.fits(d.states())
@@ -449,6 +480,7 @@ impl Workspace {
                     && self.dpre.fits(gates)
                     && self.dembedded.fits(n.saturating_mul(e))
                     && self.dc0.fits(b.saturating_mul(h))
+                    && self.finite.fits(FLAGS)
                     && self.partials.fits(plan.extent())
             })
     }
@@ -469,25 +501,17 @@ impl Workspace {
     }
 
     /// From the gathered ids to probabilities, and losses.
-    fn forward(
-        &mut self,
-        ctx: &Context,
-        d: &Dims,
-        params: View<'_, f32>,
-        places: &Places,
-        want: Want<'_>,
-    ) -> Result<()> {
+    fn forward(&mut self, ctx: &Context, d: &Dims, a: &fused::Weights<'_, S>, want: Want<'_>) -> Result<()> {
         let ModelConfig { embed: e, hidden: h, classes: c, .. } = d.config;
         let (n, state) = (d.tokens(), d.rows * h);
-        let param = |range: &Range<usize>| params.part(range.clone());
         embedding::forward(
             ctx,
             d.embedding(),
-            param(&places.embeddings)?,
+            a.table,
             Ids { view: self.ids.front(n)?, below: d.config.vocab },
             self.embedded.front_mut(n * e)?,
         )?;
-        let weights = Weights { w: param(&places.w)?, u: param(&places.u)?, b: param(&places.b)? };
+        let pre = if Self::APART { Some(self.pre.front_mut(n * 4 * h)?) } else { None };
         match d.config.cell {
             Cell::Lstm => lstm_sequence::forward(
                 ctx,
@@ -495,8 +519,9 @@ impl Workspace {
                 self.embedded.front(n * e)?,
                 None,
                 None,
-                weights,
+                Weights { w: a.w, u: a.u, b: a.b },
                 Trace {
+                    pre,
                     gates: self.gates.front_mut(n * 4 * h)?,
                     h: self.h.front_mut(d.states())?,
                     c: self.c.front_mut(d.states())?,
@@ -504,8 +529,7 @@ impl Workspace {
             )?,
         }
         let last = self.h.front(d.states())?.part(d.t * state..d.states())?;
-        let (dense_w, dense_b) = (param(&places.dense_w)?, param(&places.dense_b)?);
-        dense::forward(ctx, d.dense(), last, dense_w, dense_b, self.logits.front_mut(d.rows * c)?)?;
+        dense::forward(ctx, d.dense(), last, a.dense_w, a.dense_b, self.logits.front_mut(d.rows * c)?)?;
         let losses = match want {
             Want::Probabilities => None,
             Want::Losses { class_weights } => Some(Losses {
@@ -519,27 +543,27 @@ impl Workspace {
         cross_entropy::forward(ctx, d.cross_entropy(), self.logits.front(d.rows * c)?, probs, losses)
     }
 
-    /// From the losses to what the parameters' gradients are summed of: `dlogits`, `dembedded` and the plan's partial sums.
+    /// From the losses to what the parameters' gradients are summed of: `dlogits`, `dembedded` and the plan's partial sums; with
+    /// `scaling` those of the scaled loss.
     fn backward(
         &mut self,
         ctx: &Context,
         d: &Dims,
         plan: &Plan,
-        params: View<'_, f32>,
-        places: &Places,
+        a: &fused::Weights<'_, S>,
         class_weights: Option<View<'_, f32>>,
+        scaling: Option<View<'_, Scaling>>,
     ) -> Result<()> {
         let ModelConfig { embed: e, hidden: h, classes: c, .. } = d.config;
         let (n, state) = (d.tokens(), d.rows * h);
-        let param = |range: &Range<usize>| params.part(range.clone());
         let labels = Ids { view: self.labels.front(d.rows)?, below: c };
         let probs = self.probs.front(d.rows * c)?;
         let dlogits = self.dlogits.front_mut(d.rows * c)?;
-        cross_entropy::backward(ctx, d.cross_entropy(), probs, labels, class_weights, dlogits)?;
+        cross_entropy::backward(ctx, d.cross_entropy(), probs, labels, class_weights, scaling, dlogits)?;
 
         let dy = self.dlogits.front(d.rows * c)?;
         let dh_last = self.dh_last.front_mut(state)?;
-        dense::backward_input(ctx, d.dense(), dy, param(&places.dense_w)?, dh_last)?;
+        dense::backward_input(ctx, d.dense(), dy, a.dense_w, dh_last)?;
 
         match d.config.cell {
             Cell::Lstm => lstm_sequence::backward(
@@ -548,8 +572,8 @@ impl Workspace {
                 plan,
                 lstm_sequence::Backward {
                     x: self.embedded.front(n * e)?,
-                    w: param(&places.w)?,
-                    u: param(&places.u)?,
+                    w: a.w,
+                    u: a.u,
                     gates: self.gates.front(n * 4 * h)?,
                     h: self.h.front(d.states())?,
                     c: self.c.front(d.states())?,
@@ -671,9 +695,10 @@ enum Recorded {
     Single { rows: u32, clips: bool },
 }
 
-/// Everything that [`Engine::load`] brings. Graphs stand first: they are dropped before the arrays they refer to.
+/// Everything that [`Engine::load`] brings, with the operands of products stored as `S`. Graphs stand first: they are dropped
+/// before the arrays they refer to.
 #[derive(Debug)]
-struct Loaded {
+struct Loaded<S> {
     graphs: HashMap<Recorded, Graph>,
     /// The fused kernels of the training examples' T, or why there are none.
     fused: Result<Fused, Unfused>,
@@ -683,6 +708,10 @@ struct Loaded {
     places: Places,
     adam: AdamConfig,
     params: DeviceVec<f32>,
+    /// The parameters in 16 bits: not in f32.
+    stored: Option<DeviceVec<S>>,
+    /// The scale of the loss, of f16.
+    scaling: Option<DeviceVec<Scaling>>,
     /// Only of steps that clip, or have no rows.
     grads: Growing<f32>,
     m: DeviceVec<f32>,
@@ -714,12 +743,12 @@ struct Loaded {
     /// An evaluation's.
     evaluated: DeviceVec<MetricSums>,
     reports: Reports,
-    work: Workspace,
+    work: Workspace<S>,
     /// Rows to predict, `[N,T]`.
     x: Growing<u32>,
 }
 
-impl Loaded {
+impl<S: Stored> Loaded<S> {
     fn new(
         ctx: &Context,
         model: &Model,
@@ -729,14 +758,17 @@ impl Loaded {
         path: PathChoice,
     ) -> Result<Self> {
         let places = Places::new(model)?;
+        let scales = S::PRECISION.scales_loss();
         let resident = |examples: Option<&Examples>| examples.map(|e| Resident::new(ctx, e)).transpose();
-        Ok(Self {
+        let mut loaded = Self {
             graphs: HashMap::new(),
             fused: fused_path(ctx, path, &model.config, parts.train.map_or(1, |train| train.t)),
             path,
             buckets: Buckets::new(model.config.vocab, model.config.embed),
             adam,
             params: places.upload_new(ctx, "the parameters", &state.params)?,
+            stored: S::copies(ctx, places.len)?,
+            scaling: scales.then(|| DeviceVec::new(ctx, "the loss' scale", 1)).transpose()?,
             grads: Growing::default(),
             m: places.upload_new(ctx, "Adam's first moment", &state.m)?,
             v: places.upload_new(ctx, "Adam's second moment", &state.v)?,
@@ -767,7 +799,20 @@ impl Loaded {
             work: Workspace::default(),
             x: Growing::default(),
             model: model.clone(),
-        })
+        };
+        loaded.store(ctx, state.loss_scale)?;
+        Ok(loaded)
+    }
+
+    /// Rounds the parameters to what they are stored in, if that is not f32, and sets the loss' scale.
+    fn store(&mut self, ctx: &Context, scale: LossScale) -> Result<()> {
+        if let Some(scaling) = &mut self.scaling {
+            upload(ctx, "the loss' scale", scaling.view_mut(), &[Scaling::from(scale)])?;
+        }
+        match &mut self.stored {
+            None => Ok(()),
+            Some(stored) => half::store(ctx, self.params.view(), stored.view_mut()),
+        }
     }
 
     fn part(&self, part: Part) -> Option<&Resident> {
@@ -808,37 +853,62 @@ impl Loaded {
     /// The step's launches, of `d.rows` rows, one operation after the other: what is recorded.
     fn single_step(&mut self, ctx: &Context, d: &Dims, plan: &Plan, clips: bool) -> Result<()> {
         let Some(train) = &self.train else { return Err(checks::no_training_examples()) };
-        let params = self.params.view();
         if d.rows > 0 {
             let order = self.device_order.front(self.order.len())?;
             let from = Rows::Step { order, steps: self.steps.view(), cursor: self.cursor.view_mut() };
             self.work.gather(ctx, d, train.x.view(), Some(train.y.view()), from)?;
+            let weights = self.places.weights(&self.params, self.stored.as_ref())?;
             let class_weights = self.class_weights.as_ref().map(DeviceVec::view);
-            self.work.forward(ctx, d, params, &self.places, Want::Losses { class_weights })?;
-            self.work.backward(ctx, d, plan, params, &self.places, class_weights)?;
+            let scaling = self.scaling.as_ref().map(DeviceVec::view);
+            self.work.forward(ctx, d, &weights, Want::Losses { class_weights })?;
+            self.work.backward(ctx, d, plan, &weights, class_weights, scaling)?;
         }
         if d.rows > 0 && !clips {
+            self.rescale(ctx, d, Some(plan))?;
             return self.adam_step(ctx, d, Some(plan));
         }
         // No rows: the gradient is zero, and Adam's momentum goes on. Clipping: the norm is over the whole arena.
         let mut grads = self.grads.front_mut(self.places.len)?;
         if d.rows == 0 {
-            fill::fill(ctx, grads.again(), 0.0)?;
+            fill::fill(ctx, grads, 0.0)?;
         } else {
             self.work.gradients(ctx, d, plan, grads.again(), &self.places)?;
         }
+        self.rescale(ctx, d, None)?;
+        let grads = self.grads.front(self.places.len)?;
         let at = adam::At { steps: self.steps.view(), cursor: self.cursor.view() };
         let mut scale = None;
         if clips {
-            self.clip.scale(ctx, grads.view(), at)?;
+            self.clip.scale(ctx, grads, at, self.scaling.as_ref().map(DeviceVec::view))?;
             scale = Some(self.clip.scale.view());
         }
         let state =
             adam::State { params: self.params.view_mut(), m: self.m.view_mut(), v: self.v.view_mut() };
-        adam::adam(ctx, &self.adam, at, scale, state, grads.view())?;
+        let copy = copy(&mut self.stored, &self.scaling);
+        adam::adam(ctx, &self.adam, at, scale, state, grads, copy)?;
         let (loss, hits) = (self.work.loss.front(d.rows)?, self.work.hits.front(d.rows)?);
         let cursor = self.cursor.view_mut();
         cross_entropy::metrics(ctx, loss, hits, self.sums.view_mut(), Some(cursor), d.rows, d.rows)
+    }
+
+    /// In f16, between a step's gradients, in the plan's parts or in the arena, and Adam: whether the step is done, and what scale
+    /// comes next.
+    fn rescale(&mut self, ctx: &Context, d: &Dims, parts: Option<&Plan>) -> Result<()> {
+        let Some(scaling) = &mut self.scaling else { return Ok(()) };
+        let arrays = match parts {
+            Some(plan) => [
+                self.work.dembedded.front(d.tokens().saturating_mul(d.config.embed))?,
+                self.work.partials.front(plan.extent())?,
+                self.work.dlogits.front(d.rows.saturating_mul(d.config.classes))?,
+            ],
+            None => {
+                let grads = self.grads.front(self.places.len)?;
+                [grads, grads.part(0..0)?, grads.part(0..0)?]
+            }
+        };
+        all_finite(ctx, arrays, self.work.finite.front_mut(FLAGS)?)?;
+        let (steps, cursor, finite) = (self.steps.view(), self.cursor.view(), self.work.finite.front(FLAGS)?);
+        loss_scale(ctx, &self.adam, (None, FLAGS), steps, cursor, finite, scaling.view_mut())
     }
 
     /// The launches of a fused step of at most `d.rows` rows.
@@ -860,9 +930,19 @@ impl Loaded {
             loss: self.work.loss.front_mut(d.rows)?,
             hits: self.work.hits.front_mut(d.rows)?,
         };
-        let weights = self.places.weights(self.params.view())?;
-        let (steps, cursor) = (self.steps.view(), self.cursor.view_mut());
-        fused::step(ctx, fused, &d.config, (d.rows, d.t), steps, cursor, from, weights, to)?;
+        let (steps, cursor, shape) = (self.steps.view(), self.cursor.view_mut(), (d.rows, d.t));
+        let weights = self.places.weights(&self.params, self.stored.as_ref())?;
+        let flags = d.rows.saturating_mul(fused.warps());
+        let says = match &self.scaling {
+            Some(scaling) => Some((scaling.view(), self.work.finite.front_mut(flags)?)),
+            None => None,
+        };
+        fused::step(ctx, fused, &d.config, shape, steps, cursor, from, weights, to, says)?;
+        if let Some(scaling) = &mut self.scaling {
+            let (finite, cursor) = (self.work.finite.front(flags)?, self.cursor.view());
+            let by_rows = (Some(d.rows), fused.warps());
+            loss_scale(ctx, &self.adam, by_rows, steps, cursor, finite, scaling.view_mut())?;
+        }
         self.adam_step(ctx, d, None)
     }
 
@@ -900,50 +980,15 @@ impl Loaded {
             adam::State { params: self.params.view_mut(), m: self.m.view_mut(), v: self.v.view_mut() };
         let (arena, cursor) = (self.places.arena(), self.cursor.view_mut());
         let shape = (d.rows, d.t);
-        adam::step(ctx, &self.adam, &d.config, shape, steps, cursor, arena, state, from, self.sums.view_mut())
+        let copy = copy(&mut self.stored, &self.scaling);
+        let sums = self.sums.view_mut();
+        adam::step(ctx, &self.adam, &d.config, shape, steps, cursor, arena, state, from, sums, copy)
     }
 
     /// Whether a step takes the fused path.
     fn fuses(&self, step: &StepState) -> Option<Fused> {
         let fused = self.fused.ok().filter(|_| self.batch_rows <= SEQUENCE_PARTIALS as usize);
         fused.filter(|_| !step.clips())
-    }
-
-    fn train(&mut self, ctx: &Context, steps: &[StepState], recorded: &mut u64) -> Result<()> {
-        let Some(train) = &self.train else {
-            return if steps.is_empty() { Ok(()) } else { Err(checks::no_training_examples()) };
-        };
-        let t = train.t;
-        for step in steps {
-            self.check_step(train, step)?;
-        }
-        // Room for the largest batch first, so that no step is recorded twice.
-        let largest = steps.iter().map(|step| step.rows as usize).max().unwrap_or(0);
-        self.prepare(ctx, largest, t, steps)?;
-        for steps in steps.chunks(self.table_steps(t)) {
-            let plan = self.cut(steps);
-            for what in &plan {
-                if !self.graphs.contains_key(what) {
-                    let graph = self.record(ctx, *what, t)?;
-                    *recorded += 1;
-                    self.graphs.insert(*what, graph);
-                }
-            }
-            let table: Vec<Step> = steps.iter().map(|step| Step::new(&self.adam, step)).collect();
-            upload(ctx, "the steps", self.steps.view_mut(), &table)?;
-            clear(ctx, "the steps' cursor", self.cursor.view_mut())?;
-            self.sort(ctx, steps.len(), t)?;
-            for what in &plan {
-                if let Some(graph) = self.graphs.get(what) {
-                    graph.launch(ctx)?;
-                }
-            }
-            if let Some(last) = steps.last() {
-                self.t = last.t;
-            }
-            self.reports.ask(ctx, self.sums.view())?;
-        }
-        Ok(())
     }
 
     /// Steps that the table of steps holds: as many as there is room for their sorted tokens.
@@ -1048,7 +1093,7 @@ impl Loaded {
         for part in [Part::Validation, Part::Test] {
             if let Some((part_rows, part_t)) = self.part(part).map(|part| (part.rows, part.t)) {
                 let d = self.dims(rows, part_t);
-                let chunk = chunk(&d).min(part_rows);
+                let chunk = chunk::<S>(&d).min(part_rows);
                 if self.forward_fused(ctx, part_t).is_none() {
                     self.fit(ctx, &self.dims(chunk, part_t), None)?;
                 }
@@ -1062,6 +1107,113 @@ impl Loaded {
         let allowed = self.path == PathChoice::Best;
         let fused = if allowed { Fused::new(&self.model.config, t).ok() } else { None };
         fused.and_then(|fused| fused.forward_within(ctx.fused_bytes))
+    }
+
+    fn evaluate_in_chunks(
+        &mut self,
+        ctx: &Context,
+        part: Part,
+        all: usize,
+        t: usize,
+        batch_size: usize,
+    ) -> Result<()> {
+        let chunk = chunk::<S>(&self.dims(batch_size, t)).min(all);
+        self.fit(ctx, &self.dims(chunk, t), None)?;
+        for first in (0..all).step_by(chunk.max(1)) {
+            let d = self.dims(chunk.min(all - first), t);
+            let resident = match part {
+                Part::Train => &self.train,
+                Part::Validation => &self.validation,
+                Part::Test => &self.test,
+            };
+            let Some(resident) = resident else { continue };
+            let (x, y) = (resident.x.view(), resident.y.view());
+            self.work.gather(ctx, &d, x, Some(y), Rows::From(first))?;
+            let want = Want::Losses { class_weights: None };
+            let weights = self.places.weights(&self.params, self.stored.as_ref())?;
+            self.work.forward(ctx, &d, &weights, want)?;
+            let (loss, hits) = (self.work.loss.front(d.rows)?, self.work.hits.front(d.rows)?);
+            let sums = self.evaluated.view_mut();
+            cross_entropy::metrics(ctx, loss, hits, sums, None, d.rows, batch_size)?;
+        }
+        Ok(())
+    }
+}
+
+/// What an update writes and reads besides, if not in f32.
+fn copy<'a, S: Stored>(
+    stored: &'a mut Option<DeviceVec<S>>,
+    scaling: &'a Option<DeviceVec<Scaling>>,
+) -> Option<adam::Copy<'a, S>> {
+    let scaling = scaling.as_ref().map(DeviceVec::view);
+    stored.as_mut().map(|stored| adam::Copy { stored: stored.view_mut(), scaling })
+}
+
+/// What is loaded, whatever operands are stored in: the methods of [`Engine`] of these names.
+trait Session: std::fmt::Debug + Send {
+    fn set_order(&mut self, ctx: &Context, order: &[u32], metrics: Metrics) -> Result<()>;
+    /// Counts the graphs that it has `recorded`.
+    fn train(&mut self, ctx: &Context, steps: &[StepState], recorded: &mut u64) -> Result<()>;
+    fn poll(&mut self, ctx: &Context, wait: bool) -> Result<Metrics>;
+    fn evaluate(&mut self, ctx: &Context, part: Part, batch_size: usize) -> Result<Metrics>;
+    fn predict(&mut self, ctx: &Context, x: &[u32], rows: usize) -> Result<Vec<f32>>;
+    fn read_state(&self, ctx: &Context) -> Result<TrainState>;
+    fn write_state(&mut self, ctx: &Context, state: &TrainState) -> Result<()>;
+}
+
+impl<S: Stored> Session for Loaded<S> {
+    fn set_order(&mut self, ctx: &Context, order: &[u32], metrics: Metrics) -> Result<()> {
+        if !self.device_order.fits(order.len()) {
+            self.forget_graphs(ctx)?;
+            self.device_order.fit(ctx, "the epoch's order", order.len())?;
+        }
+        upload(ctx, "the epoch's order", self.device_order.front_mut(order.len())?, order)?;
+        upload(ctx, "the metrics", self.sums.view_mut(), &[MetricSums::from(metrics)])?;
+        self.order = order.to_vec();
+        self.reports.restart(metrics);
+        Ok(())
+    }
+
+    fn train(&mut self, ctx: &Context, steps: &[StepState], recorded: &mut u64) -> Result<()> {
+        let Some(train) = &self.train else {
+            return if steps.is_empty() { Ok(()) } else { Err(checks::no_training_examples()) };
+        };
+        let t = train.t;
+        for step in steps {
+            self.check_step(train, step)?;
+        }
+        // Room for the largest batch first, so that no step is recorded twice.
+        let largest = steps.iter().map(|step| step.rows as usize).max().unwrap_or(0);
+        self.prepare(ctx, largest, t, steps)?;
+        for steps in steps.chunks(self.table_steps(t)) {
+            let plan = self.cut(steps);
+            for what in &plan {
+                if !self.graphs.contains_key(what) {
+                    let graph = self.record(ctx, *what, t)?;
+                    *recorded += 1;
+                    self.graphs.insert(*what, graph);
+                }
+            }
+            let table: Vec<Step> = steps.iter().map(|step| Step::new(&self.adam, step)).collect();
+            upload(ctx, "the steps", self.steps.view_mut(), &table)?;
+            clear(ctx, "the steps' cursor", self.cursor.view_mut())?;
+            self.sort(ctx, steps.len(), t)?;
+            for what in &plan {
+                if let Some(graph) = self.graphs.get(what) {
+                    graph.launch(ctx)?;
+                }
+            }
+            if let Some(last) = steps.last() {
+                self.t = last.t;
+            }
+            self.reports.ask(ctx, self.sums.view())?;
+        }
+        Ok(())
+    }
+
+    fn poll(&mut self, ctx: &Context, wait: bool) -> Result<Metrics> {
+        let doing = format!("training, by step {}", self.t);
+        self.reports.read(ctx, &doing, wait)
     }
 
     fn evaluate(&mut self, ctx: &Context, part: Part, batch_size: usize) -> Result<Metrics> {
@@ -1085,7 +1237,7 @@ impl Loaded {
                 losses: Some(Losses { labels, class_weights: None, loss, hits }),
             };
             let x = Ids { view: resident.x.view(), below: config.vocab };
-            let weights = self.places.weights(self.params.view())?;
+            let weights = self.places.weights(&self.params, self.stored.as_ref())?;
             fused::forward(ctx, &fused, &config, (all, t), x, weights, to)?;
             let (loss, hits) = (self.eval_loss.front(all)?, self.eval_hits.front(all)?);
             cross_entropy::metrics(ctx, loss, hits, self.evaluated.view_mut(), None, all, batch_size)?;
@@ -1094,35 +1246,6 @@ impl Loaded {
         }
         let sums = download(ctx, &format!("the metrics of evaluating {part:?}"), self.evaluated.view())?;
         Ok(sums.first().copied().unwrap_or_default().into())
-    }
-
-    fn evaluate_in_chunks(
-        &mut self,
-        ctx: &Context,
-        part: Part,
-        all: usize,
-        t: usize,
-        batch_size: usize,
-    ) -> Result<()> {
-        let chunk = chunk(&self.dims(batch_size, t)).min(all);
-        self.fit(ctx, &self.dims(chunk, t), None)?;
-        for first in (0..all).step_by(chunk.max(1)) {
-            let d = self.dims(chunk.min(all - first), t);
-            let resident = match part {
-                Part::Train => &self.train,
-                Part::Validation => &self.validation,
-                Part::Test => &self.test,
-            };
-            let Some(resident) = resident else { continue };
-            let (x, y) = (resident.x.view(), resident.y.view());
-            self.work.gather(ctx, &d, x, Some(y), Rows::From(first))?;
-            let want = Want::Losses { class_weights: None };
-            self.work.forward(ctx, &d, self.params.view(), &self.places, want)?;
-            let (loss, hits) = (self.work.loss.front(d.rows)?, self.work.hits.front(d.rows)?);
-            let sums = self.evaluated.view_mut();
-            cross_entropy::metrics(ctx, loss, hits, sums, None, d.rows, batch_size)?;
-        }
-        Ok(())
     }
 
     fn predict(&mut self, ctx: &Context, x: &[u32], rows: usize) -> Result<Vec<f32>> {
@@ -1140,7 +1263,7 @@ impl Loaded {
             });
         }
         let fused = self.forward_fused(ctx, t);
-        let chunk = chunk(&self.dims(1, t)).min(rows);
+        let chunk = chunk::<S>(&self.dims(1, t)).min(rows);
         match fused {
             Some(_) => self.eval_probs.fit(ctx, "the probabilities", chunk.saturating_mul(classes))?,
             None => self.fit(ctx, &self.dims(chunk, t), None)?,
@@ -1155,20 +1278,45 @@ impl Loaded {
                 Some(fused) => {
                     let probs = self.eval_probs.front_mut(d.rows * classes)?;
                     let to = fused::Results { probs: Some(probs), losses: None };
-                    let weights = self.places.weights(self.params.view())?;
                     let x = Ids { view: x, below: vocab };
+                    let weights = self.places.weights(&self.params, self.stored.as_ref())?;
                     fused::forward(ctx, fused, &d.config, (d.rows, t), x, weights, to)?;
                     self.eval_probs.front(d.rows * classes)?
                 }
                 None => {
                     self.work.gather(ctx, &d, x, None, Rows::From(0))?;
-                    self.work.forward(ctx, &d, self.params.view(), &self.places, Want::Probabilities)?;
+                    let weights = self.places.weights(&self.params, self.stored.as_ref())?;
+                    self.work.forward(ctx, &d, &weights, Want::Probabilities)?;
                     self.work.probs.front(d.rows * classes)?
                 }
             };
             probabilities.extend(download(ctx, "probabilities", probs)?);
         }
         Ok(probabilities)
+    }
+
+    fn read_state(&self, ctx: &Context) -> Result<TrainState> {
+        let scaling = match &self.scaling {
+            Some(scaling) => download(ctx, "the loss' scale", scaling.view())?.first().copied(),
+            None => None,
+        };
+        Ok(TrainState {
+            params: self.places.download(ctx, "the parameters", self.params.view())?,
+            m: self.places.download(ctx, "Adam's first moment", self.m.view())?,
+            v: self.places.download(ctx, "Adam's second moment", self.v.view())?,
+            t: self.t,
+            loss_scale: scaling.map_or_else(LossScale::default, LossScale::from),
+        })
+    }
+
+    fn write_state(&mut self, ctx: &Context, state: &TrainState) -> Result<()> {
+        checks::state(&self.model, state)?;
+        let places = &self.places;
+        places.upload(ctx, "the parameters", self.params.view_mut(), &state.params)?;
+        places.upload(ctx, "Adam's first moment", self.m.view_mut(), &state.m)?;
+        places.upload(ctx, "Adam's second moment", self.v.view_mut(), &state.v)?;
+        self.t = state.t;
+        self.store(ctx, state.loss_scale)
     }
 }
 
@@ -1181,14 +1329,18 @@ fn fused_path(ctx: &Context, path: PathChoice, config: &ModelConfig, t: usize) -
 }
 
 /// Rows of a chunk: whole batches of `d.rows`, so that the mean of batch losses is the one of batch-wise evaluation.
-fn chunk(d: &Dims) -> usize {
-    let rows = CHUNK_ROWS.min(CHUNK_NUMBERS / d.numbers_a_row().max(1));
+fn chunk<S: Stored>(d: &Dims) -> usize {
+    let rows = CHUNK_ROWS.min(CHUNK_NUMBERS / d.numbers_a_row::<S>().max(1));
     d.rows.saturating_mul((rows / d.rows.max(1)).max(1))
 }
 
 impl Engine for CudaEngine {
     fn info(&self) -> DeviceInfo {
-        self.cuda.info()
+        let mut info = self.cuda.info();
+        if self.precision != Precision::F32 {
+            info.executed = format!("{}, in {}", info.executed, self.precision);
+        }
+        info
     }
 
     fn load(&mut self, model: &Model, state: &TrainState, adam: AdamConfig, parts: Parts<'_>) -> Result<()> {
@@ -1199,21 +1351,18 @@ impl Engine for CudaEngine {
         }
         // What was loaded makes room first.
         self.loaded = None;
-        self.loaded = Some(Loaded::new(&self.cuda.ctx, model, state, adam, parts, self.path)?);
+        let (ctx, path) = (&self.cuda.ctx, self.path);
+        self.loaded = Some(match self.precision {
+            Precision::F32 => Box::new(Loaded::<f32>::new(ctx, model, state, adam, parts, path)?),
+            Precision::Bf16 => Box::new(Loaded::<Bf16>::new(ctx, model, state, adam, parts, path)?),
+            Precision::F16 => Box::new(Loaded::<F16>::new(ctx, model, state, adam, parts, path)?),
+        });
         Ok(())
     }
 
     fn set_order(&mut self, order: &[u32], metrics: Metrics) -> Result<()> {
         let (ctx, loaded) = self.loaded()?;
-        if !loaded.device_order.fits(order.len()) {
-            loaded.forget_graphs(&ctx)?;
-            loaded.device_order.fit(&ctx, "the epoch's order", order.len())?;
-        }
-        upload(&ctx, "the epoch's order", loaded.device_order.front_mut(order.len())?, order)?;
-        upload(&ctx, "the metrics", loaded.sums.view_mut(), &[MetricSums::from(metrics)])?;
-        loaded.order = order.to_vec();
-        loaded.reports.restart(metrics);
-        Ok(())
+        loaded.set_order(&ctx, order, metrics)
     }
 
     fn train(&mut self, steps: &[StepState]) -> Result<()> {
@@ -1226,8 +1375,7 @@ impl Engine for CudaEngine {
 
     fn poll(&mut self, wait: bool) -> Result<Metrics> {
         let (ctx, loaded) = self.loaded()?;
-        let doing = format!("training, by step {}", loaded.t);
-        loaded.reports.read(&ctx, &doing, wait)
+        loaded.poll(&ctx, wait)
     }
 
     fn evaluate(&mut self, part: Part, batch_size: usize) -> Result<Metrics> {
@@ -1242,22 +1390,11 @@ impl Engine for CudaEngine {
 
     fn read_state(&mut self) -> Result<TrainState> {
         let (ctx, loaded) = self.loaded()?;
-        Ok(TrainState {
-            params: loaded.places.download(&ctx, "the parameters", loaded.params.view())?,
-            m: loaded.places.download(&ctx, "Adam's first moment", loaded.m.view())?,
-            v: loaded.places.download(&ctx, "Adam's second moment", loaded.v.view())?,
-            t: loaded.t,
-        })
+        loaded.read_state(&ctx)
     }
 
     fn write_state(&mut self, state: &TrainState) -> Result<()> {
         let (ctx, loaded) = self.loaded()?;
-        checks::state(&loaded.model, state)?;
-        let places = &loaded.places;
-        places.upload(&ctx, "the parameters", loaded.params.view_mut(), &state.params)?;
-        places.upload(&ctx, "Adam's first moment", loaded.m.view_mut(), &state.m)?;
-        places.upload(&ctx, "Adam's second moment", loaded.v.view_mut(), &state.v)?;
-        loaded.t = state.t;
-        Ok(())
+        loaded.write_state(&ctx, state)
     }
 }

@@ -1,7 +1,8 @@
 //! Launches the kernels that take a batch row through everything: `fused_step` and `fused_forward`.
 
 use super::buffer::{Ids, View, ViewMut};
-use super::context::{Context, Kernel, Kernels};
+use super::context::{Context, Kernel, Typed};
+use super::half::{Scaling, Stored};
 use super::launch::{Call, size};
 use super::steps::{CURSORS, Step};
 use crate::error::Result;
@@ -11,6 +12,8 @@ use std::fmt;
 
 /// Most hidden units of the fused kernels.
 const MOST_HIDDEN: usize = 64;
+/// Warps of a block of them: four threads a unit.
+pub(super) const MOST_WARPS: usize = 4 * MOST_HIDDEN / 32;
 
 /// Shared memory of a block that every GPU has which the kernels run on (compute capability 7.5 has the least).
 const LEAST_SHARED: usize = 64 << 10;
@@ -113,12 +116,18 @@ impl Fused {
         (self.forward_bytes <= available).then_some(self)
     }
 
+    /// Warps of a block.
+    pub(super) fn warps(&self) -> usize {
+        self.threads() as usize / 32
+    }
+
     /// Threads of a block.
     fn threads(&self) -> u32 {
         4 * self.padded
     }
 
-    fn kernels<'k>(&self, k: &'k Kernels) -> (&'k Kernel, &'k Kernel) {
+    /// The training step and the forward pass alone.
+    fn kernels<'k>(&self, k: &'k Typed) -> (&'k Kernel, &'k Kernel) {
         match (self.padded, self.inputs) {
             (32, 16) => (&k.fused_step_h32_e16, &k.fused_forward_h32_e16),
             (32, 32) => (&k.fused_step_h32_e32, &k.fused_forward_h32_e32),
@@ -140,7 +149,7 @@ impl fmt::Display for Fused {
 }
 
 /// The kernels of the fused path, each of which is given all the shared memory there is.
-pub(super) fn all(k: &Kernels) -> [&Kernel; 10] {
+pub(super) fn all(k: &Typed) -> [&Kernel; 10] {
     [
         &k.fused_step_h32_e16,
         &k.fused_step_h32_e32,
@@ -155,24 +164,24 @@ pub(super) fn all(k: &Kernels) -> [&Kernel; 10] {
     ]
 }
 
-/// All parameters.
+/// All parameters, those that are multiplied stored as `S`.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Weights<'a> {
+pub(super) struct Weights<'a, S> {
     /// `[V,E]`
-    pub(super) table: View<'a, f32>,
+    pub(super) table: View<'a, S>,
     /// `[E,4H]`
-    pub(super) w: View<'a, f32>,
+    pub(super) w: View<'a, S>,
     /// `[H,4H]`
-    pub(super) u: View<'a, f32>,
+    pub(super) u: View<'a, S>,
     /// `[4H]`
     pub(super) b: View<'a, f32>,
     /// `[H,C]`
-    pub(super) dense_w: View<'a, f32>,
+    pub(super) dense_w: View<'a, S>,
     /// `[C]`
     pub(super) dense_b: View<'a, f32>,
 }
 
-fn push<'c>(call: Call<'c>, c: &ModelConfig, a: &Weights<'_>) -> Result<Call<'c>> {
+fn push<'c, S>(call: Call<'c>, c: &ModelConfig, a: &Weights<'_, S>) -> Result<Call<'c>> {
     let columns = c.hidden.saturating_mul(4);
     call.input_fours("table [V,E]", a.table, &[c.vocab, c.embed])?
         .input_fours("w [E,4H]", a.w, &[c.embed, columns])?
@@ -183,13 +192,13 @@ fn push<'c>(call: Call<'c>, c: &ModelConfig, a: &Weights<'_>) -> Result<Call<'c>
 }
 
 /// What a training step writes, for `adam_step`; all of it is assigned for the rows that the step has.
-pub(super) struct Gradients<'a> {
+pub(super) struct Gradients<'a, S> {
     /// `[T,B,E]`
     pub(super) dx: ViewMut<'a, f32>,
     /// `[B,stride]`
     pub(super) partials: ViewMut<'a, f32>,
     /// `[B,H]`
-    pub(super) h_last: ViewMut<'a, f32>,
+    pub(super) h_last: ViewMut<'a, S>,
     /// `[B,C]`
     pub(super) dlogits: ViewMut<'a, f32>,
     /// `[B]`
@@ -212,9 +221,9 @@ pub(super) struct Source<'a> {
 }
 
 /// Forward and backward of the step at the cursor, which has at most `rows` rows; also tells the step's last kernel which
-/// step this is.
+/// step this is. `scaling`: of f16, the loss' scale, and where to say of each warp of each row whether its gradients are finite.
 #[allow(clippy::too_many_arguments)] // the kernel's
-pub(super) fn step(
+pub(super) fn step<S: Stored>(
     ctx: &Context,
     fused: &Fused,
     config: &ModelConfig,
@@ -222,8 +231,9 @@ pub(super) fn step(
     steps: View<'_, Step>,
     mut cursor: ViewMut<'_, u32>,
     from: Source<'_>,
-    weights: Weights<'_>,
-    to: Gradients<'_>,
+    weights: Weights<'_, S>,
+    to: Gradients<'_, S>,
+    scaling: Option<(View<'_, Scaling>, ViewMut<'_, u32>)>,
 ) -> Result<()> {
     let Gradients { mut dx, mut partials, mut h_last, mut dlogits, mut loss, mut hits } = to;
     let ModelConfig { embed: e, hidden: h, classes: c, .. } = *config;
@@ -231,14 +241,14 @@ pub(super) fn step(
     super::embedding::check_below("fused_step", from.labels, c)?;
     let stride = stride(config);
     let floats = fused.step_bytes / 4;
-    let call = Call::new(ctx, fused.kernels(&ctx.kernels).0)
+    let call = Call::new(ctx, fused.kernels(S::of(&ctx.kernels)).0)
         .input("steps", steps, &[1])?
         .output("cursor", &mut cursor, &[CURSORS])?
         .input("x [N,T]", from.x.view, &[t])?
         .input("labels [N]", from.labels.view, &[1])?
         .input("order", from.order, &[])?
         .input_or_null("class_weights [C]", from.class_weights, &[c])?;
-    let call = push(call, config, &weights)?
+    let mut call = push(call, config, &weights)?
         .output("dx [T,B,E]", &mut dx, &[t, rows, e])?
         .output("partials [B,stride]", &mut partials, &[rows, stride])?
         .output("h_last [B,H]", &mut h_last, &[rows, h])?
@@ -251,9 +261,17 @@ pub(super) fn step(
         .size("C", c)?
         .u64(stride as u64)
         .size("shared floats", floats)?;
+    if let Some((scaling, mut finite)) = scaling {
+        call = call.input("scaling", scaling, &[1])?.output(
+            "finite [B,warps]",
+            &mut finite,
+            &[rows, fused.warps()],
+        )?;
+    }
     let grid = size("fused_step", "rows", rows)?;
-    // SAFETY: the parameters are `steps, cursor, data, labels, order, class_weights, table, w, u, b, dense_w, dense_b, dx, partials, h_last,
-    // dlogits, loss, hits, t, e, hidden, classes, stride, shared_floats`. A block below the step's rows, of which there are
+    // SAFETY: the parameters are `steps, cursor, data, labels, order, class_weights, table, w, u, b, dense_w, dense_b, dx,
+    // partials, h_last, dlogits, loss, hits, t, e, hidden, classes, stride, shared_floats`, and of f16 `scaling, finite`. A
+    // block below the step's rows, of which there are
     // at most `rows`, has one row of every array: all were checked; the engine has checked that the step's rows lie within
     // the order, the order's within the data set, and ids and labels were compared with V and C above. The kernel is wide
     // enough for H and E, and its shared memory is what `Fused::new` counts, allowed when the kernels were loaded.
@@ -276,13 +294,13 @@ pub(super) struct Results<'a> {
 }
 
 /// Probabilities and losses of `rows` rows of `x` `[rows,T]`, assigned.
-pub(super) fn forward(
+pub(super) fn forward<S: Stored>(
     ctx: &Context,
     fused: &Fused,
     config: &ModelConfig,
     (rows, t): (usize, usize),
     x: Ids<'_>,
-    weights: Weights<'_>,
+    weights: Weights<'_, S>,
     to: Results<'_>,
 ) -> Result<()> {
     let Results { mut probs, losses } = to;
@@ -295,7 +313,7 @@ pub(super) fn forward(
         }
         None => (None, None, None),
     };
-    let call = Call::new(ctx, fused.kernels(&ctx.kernels).1)
+    let call = Call::new(ctx, fused.kernels(S::of(&ctx.kernels)).1)
         .input("x [rows,T]", x.view, &[rows, t])?
         .input_or_null("labels [rows]", labels, &[rows])?;
     let call = push(call, config, &weights)?

@@ -2,8 +2,9 @@
 
 use super::buffer::{View, ViewMut};
 use super::context::Context;
+use super::half::Stored;
 use super::launch::{Call, blocks};
-use crate::backend::MatmulDims;
+use crate::backend::{MatmulDims, Precision};
 use crate::error::{Error, Result};
 use crate::tuning::{COLUMN_THREADS, GEMM_K, GEMM_NARROW, GEMM_THREADS, GEMM_TILE};
 
@@ -38,29 +39,37 @@ impl Slices {
 }
 
 /// `out (+)= op(a)·op(b) (+ bias)`: `a` `[m,k]` or `[k,m]`, `b` `[k,n]` or `[n,k]`, `bias` `[n]`, `out` `[m,n]`.
+///
+/// # Errors
+/// With 16 bits also if both are transposed: nothing needs that product.
 #[allow(clippy::too_many_arguments)] // the kernel's
-pub(super) fn gemm(
+pub(super) fn gemm<S: Stored>(
     ctx: &Context,
     d: MatmulDims,
-    a: View<'_, f32>,
-    b: View<'_, f32>,
+    a: View<'_, S>,
+    b: View<'_, S>,
     bias: Option<View<'_, f32>>,
     mut out: ViewMut<'_, f32>,
     slices: Slices,
     accumulate: bool,
 ) -> Result<()> {
     let MatmulDims { m, k, n, ta, tb } = d;
-    let kernels = &ctx.kernels;
+    let kernels = S::of(&ctx.kernels);
     let narrow = n <= GEMM_NARROW as usize;
     let kernel = match (ta, tb, narrow) {
         (false, false, false) => &kernels.gemm_nn,
         (false, true, false) => &kernels.gemm_nt,
         (true, false, false) => &kernels.gemm_tn,
-        (true, true, false) => &kernels.gemm_tt,
         (false, false, true) => &kernels.gemm_nn_narrow,
         (false, true, true) => &kernels.gemm_nt_narrow,
         (true, false, true) => &kernels.gemm_tn_narrow,
-        (true, true, true) => &kernels.gemm_tt_narrow,
+        (true, true, _) if S::PRECISION != Precision::F32 => {
+            return Err(Error::Failed(
+                "no product of two transposed arrays of 16 bits; please report this".into(),
+            ));
+        }
+        (true, true, false) => &ctx.kernels.gemm_tt,
+        (true, true, true) => &ctx.kernels.gemm_tt_narrow,
     };
     if m == 0 || n == 0 {
         return Ok(());
@@ -94,17 +103,17 @@ pub(super) fn gemm(
 }
 
 /// `out[col] (+)= sum over rows of a[row,col]`: `a` `[k,n]`, `out` `[n]`.
-pub(super) fn column_sums(
+pub(super) fn column_sums<S: Stored>(
     ctx: &Context,
     k: usize,
     n: usize,
-    a: View<'_, f32>,
+    a: View<'_, S>,
     mut out: ViewMut<'_, f32>,
     slices: Slices,
     accumulate: bool,
 ) -> Result<()> {
     let grid = blocks("column_sums", "out [n]", &[n], COLUMN_THREADS)?;
-    let call = Call::new(ctx, &ctx.kernels.column_sums)
+    let call = Call::new(ctx, &S::of(&ctx.kernels).column_sums)
         .input("a [k,n]", a, &[k, n])?
         .output("out [n]", &mut out, &[slices.extent(n).unwrap_or(usize::MAX)])?
         .size("k", k)?

@@ -56,7 +56,7 @@ impl<'c> Call<'c> {
         self.pointer(what, &view, dims)
     }
 
-    /// [`Self::input`] at a multiple of 16 bytes: kernels read it by fours.
+    /// [`Self::input`] at a multiple of four elements: kernels read it by fours.
     pub(super) fn input_fours<T>(
         self,
         what: &'static str,
@@ -66,7 +66,7 @@ impl<'c> Call<'c> {
         self.fours(what, &view)?.pointer(what, &view, dims)
     }
 
-    /// [`Self::output`] at a multiple of 16 bytes.
+    /// [`Self::output`] at a multiple of four elements.
     pub(super) fn output_fours<T>(
         self,
         what: &'static str,
@@ -77,11 +77,12 @@ impl<'c> Call<'c> {
     }
 
     fn fours<T>(self, what: &'static str, view: &View<'_, T>) -> Result<Self> {
+        let bytes = 4 * size_of::<T>() as u64;
         match view.address(self.ctx, 0) {
-            Some(address) if address % 16 != 0 => Err(Error::Shape {
+            Some(address) if address % bytes != 0 => Err(Error::Shape {
                 op: self.kernel.name,
                 what,
-                expected: "at a multiple of 16 bytes of device memory; please report this".into(),
+                expected: format!("at a multiple of {bytes} bytes of device memory; please report this"),
                 found: format!("at {address:#x}"),
             }),
             _ => Ok(self),
@@ -147,6 +148,11 @@ impl<'c> Call<'c> {
 
     /// A float.
     pub(super) fn f32(self, x: f32) -> Self {
+        self.push(x.to_ne_bytes())
+    }
+
+    /// A double.
+    pub(super) fn f64(self, x: f64) -> Self {
         self.push(x.to_ne_bytes())
     }
 

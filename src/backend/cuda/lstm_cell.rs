@@ -2,6 +2,7 @@
 
 use super::buffer::{View, ViewMut};
 use super::context::Context;
+use super::half::{Stored, in_place};
 use super::launch::{Call, blocks, size};
 use crate::backend::CellDims;
 use crate::error::{Error, Result};
@@ -26,42 +27,48 @@ fn grid(op: &'static str, d: CellDims) -> Result<[u32; 3]> {
 
 /// What pre-activations start from.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Input<'a> {
+pub(super) enum Input<'a, S> {
     /// `x·W + b`, computed by the kernel: `x` `[B,E]`, `w` `[E,4H]`, `b` `[4H]`.
-    Layer { x: View<'a, f32>, w: View<'a, f32>, b: View<'a, f32> },
-    /// What `gates` holds: `x·W + b` `[B,4H]`, computed before.
-    Computed,
+    Layer { x: View<'a, S>, w: View<'a, S>, b: View<'a, f32> },
+    /// `x·W + b` `[B,4H]`, computed before; in f32 None: what `gates` holds.
+    Computed(Option<View<'a, f32>>),
 }
 
 /// Assigns `gates` `[B,4H]`, `h` and `c` `[B,H]` from `h_prev` and `c_prev` `[B,H]` and `u` `[H,4H]`.
 #[allow(clippy::too_many_arguments)] // the kernel's
-pub(super) fn forward(
+pub(super) fn forward<S: Stored>(
     ctx: &Context,
     d: CellDims,
-    input: Input<'_>,
-    h_prev: View<'_, f32>,
+    input: Input<'_, S>,
+    h_prev: View<'_, S>,
     c_prev: View<'_, f32>,
-    u: View<'_, f32>,
-    mut gates: ViewMut<'_, f32>,
-    mut h: ViewMut<'_, f32>,
+    u: View<'_, S>,
+    mut gates: ViewMut<'_, S>,
+    mut h: ViewMut<'_, S>,
     mut c: ViewMut<'_, f32>,
 ) -> Result<()> {
     let CellDims { b: batch, h: hidden, .. } = d;
     let (layer, e) = match input {
         Input::Layer { x, w, b } => (Some((x, w, b)), d.e),
-        Input::Computed => (None, 0),
+        Input::Computed(_) => (None, 0),
     };
-    let pre = match input {
-        Input::Layer { .. } => None,
-        Input::Computed => Some(gates.view()),
-    };
-    let call = Call::new(ctx, &ctx.kernels.lstm_cell_forward)
+    let call = Call::new(ctx, &S::of(&ctx.kernels).lstm_cell_forward)
         .input_or_null("x [B,E]", layer.map(|l| l.0), &[batch, e])?
         .input("h_prev [B,H]", h_prev, &[batch, hidden])?
         .input("c_prev [B,H]", c_prev, &[batch, hidden])?
         .input_or_null("w [E,4H]", layer.map(|l| l.1), &[e, 4, hidden])?
         .input("u [H,4H]", u, &[hidden, 4, hidden])?
-        .input_or_null("b [4H]", layer.map(|l| l.2), &[4, hidden])?
+        .input_or_null("b [4H]", layer.map(|l| l.2), &[4, hidden])?;
+    let own;
+    let pre = match input {
+        Input::Layer { .. } => None,
+        Input::Computed(Some(pre)) => Some(pre),
+        Input::Computed(None) => {
+            own = in_place(gates.again())?;
+            Some(own.view())
+        }
+    };
+    let call = call
         .input_or_null("pre [B,4H]", pre, &[batch, 4, hidden])?
         .output("gates [B,4H]", &mut gates, &[batch, 4, hidden])?
         .output("h [B,H]", &mut h, &[batch, hidden])?
@@ -79,13 +86,13 @@ pub(super) fn forward(
 
 /// What the backward pass of one time step reads.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Backward<'a> {
+pub(super) struct Backward<'a, S> {
     /// `[B,4H]`: the later time step's `dpre`, whose product with `Uᵀ` is added to `dh`.
-    pub(super) dpre_next: Option<View<'a, f32>>,
+    pub(super) dpre_next: Option<View<'a, S>>,
     /// `[H,4H]`
-    pub(super) u: View<'a, f32>,
+    pub(super) u: View<'a, S>,
     /// `[B,4H]`
-    pub(super) gates: View<'a, f32>,
+    pub(super) gates: View<'a, S>,
     /// `[B,H]`
     pub(super) c_prev: View<'a, f32>,
     /// `[B,H]`
@@ -108,12 +115,12 @@ pub(super) enum StateGradient<'a> {
 }
 
 /// Assigns `dpre` `[B,4H]`, which must not be `dpre_next`, and `dc_prev` `[B,H]`.
-pub(super) fn backward(
+pub(super) fn backward<S: Stored>(
     ctx: &Context,
     d: CellDims,
-    a: Backward<'_>,
+    a: Backward<'_, S>,
     dc: StateGradient<'_>,
-    mut dpre: ViewMut<'_, f32>,
+    mut dpre: ViewMut<'_, S>,
     mut dc_prev: ViewMut<'_, f32>,
 ) -> Result<()> {
     let CellDims { b: batch, h: hidden, .. } = d;
@@ -123,7 +130,7 @@ pub(super) fn backward(
         StateGradient::From(view) => Some(view),
         StateGradient::InPlace => Some(dc_prev.view()),
     };
-    let call = Call::new(ctx, &ctx.kernels.lstm_cell_backward)
+    let call = Call::new(ctx, &S::of(&ctx.kernels).lstm_cell_backward)
         .input_or_null("dpre_next [B,4H]", a.dpre_next, &[batch, 4, hidden])?
         .input("u [H,4H]", a.u, &[hidden, 4, hidden])?
         .input("gates [B,4H]", a.gates, &[batch, 4, hidden])?

@@ -3,10 +3,10 @@
 //! Which of them runs is [`path`]'s answer, from the shape alone: the same model gives the same bits on every GPU.
 
 use super::adam::Partials;
-use super::buffer::{View, ViewMut, copy};
-use super::context::{Context, Kernel, STAGED_ROW_BYTES};
-use super::fill::fill;
+use super::buffer::{View, ViewMut, clear, copy};
+use super::context::{Context, Kernel, STAGED_ROW_BYTES, Typed};
 use super::gemm::{Slices, column_sums, gemm};
+use super::half::{Stored, in_place};
 use super::launch::{Call, size};
 use super::lstm_cell::{self, Input, StateGradient};
 use crate::backend::{CellDims, MatmulDims, SequenceDims};
@@ -126,41 +126,47 @@ impl Plan {
 
 /// The parameters of a layer.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Weights<'a> {
+pub(super) struct Weights<'a, S> {
     /// `[E,4H]`
-    pub(super) w: View<'a, f32>,
+    pub(super) w: View<'a, S>,
     /// `[H,4H]`
-    pub(super) u: View<'a, f32>,
+    pub(super) u: View<'a, S>,
     /// `[4H]`
     pub(super) b: View<'a, f32>,
 }
 
 /// What a forward pass writes, for a backward pass to read.
-pub(super) struct Trace<'a> {
+pub(super) struct Trace<'a, S> {
+    /// `[T,B,4H]`: room for `x·W + b`, which is not stored in 16 bits; in f32 None: `gates` has it.
+    pub(super) pre: Option<ViewMut<'a, f32>>,
     /// `[T,B,4H]`
-    pub(super) gates: ViewMut<'a, f32>,
+    pub(super) gates: ViewMut<'a, S>,
     /// `[T+1,B,H]`
-    pub(super) h: ViewMut<'a, f32>,
+    pub(super) h: ViewMut<'a, S>,
     /// `[T+1,B,H]`
     pub(super) c: ViewMut<'a, f32>,
 }
 
 /// `[B,H]` to `[B,H]`, zeros where there is nothing.
-fn copy_or_zero(
+fn copy_or_zero<T: bytemuck::Pod>(
     ctx: &Context,
     what: &str,
-    from: Option<View<'_, f32>>,
-    to: ViewMut<'_, f32>,
+    from: Option<View<'_, T>>,
+    to: ViewMut<'_, T>,
     n: usize,
 ) -> Result<()> {
     match from {
         Some(from) => copy(ctx, what, from.part(0..n)?, to),
-        None => fill(ctx, to.part(0..n)?, 0.0),
+        None => clear(ctx, what, to.part(0..n)?),
     }
 }
 
-fn kernel(ctx: &Context, padded: u32, forward: bool) -> &Kernel {
-    let k = &ctx.kernels;
+/// The kernels that keep a part of U in dynamic shared memory.
+pub(super) fn staging(k: &Typed) -> [&Kernel; 2] {
+    [&k.lstm_sequence_forward_h128, &k.lstm_sequence_backward_h128]
+}
+
+fn kernel(k: &Typed, padded: u32, forward: bool) -> &Kernel {
     match (padded, forward) {
         (32, true) => &k.lstm_sequence_forward_h32,
         (64, true) => &k.lstm_sequence_forward_h64,
@@ -179,17 +185,17 @@ fn staged(ctx: &Context, padded: u32) -> (u32, u32) {
 }
 
 /// Assigns `gates`, `h` and `c` from `x` `[T,B,E]` and the initial state `[B,H]`, zeros where absent.
-pub(super) fn forward(
+pub(super) fn forward<S: Stored>(
     ctx: &Context,
     d: SequenceDims,
-    x: View<'_, f32>,
-    h0: Option<View<'_, f32>>,
+    x: View<'_, S>,
+    h0: Option<View<'_, S>>,
     c0: Option<View<'_, f32>>,
-    weights: Weights<'_>,
-    trace: Trace<'_>,
+    weights: Weights<'_, S>,
+    trace: Trace<'_, S>,
 ) -> Result<()> {
     let SequenceDims { t, b: batch, e, h: hidden } = d;
-    let Trace { mut gates, mut h, mut c } = trace;
+    let Trace { mut pre, mut gates, mut h, mut c } = trace;
     let state = batch.saturating_mul(hidden);
     if state == 0 {
         return Ok(());
@@ -201,7 +207,11 @@ pub(super) fn forward(
     let columns = hidden.saturating_mul(4);
     let rows = t.saturating_mul(batch);
     let product = MatmulDims { m: rows, k: e, n: columns, ta: false, tb: false };
-    gemm(ctx, product, x, weights.w, Some(weights.b), gates.again(), Slices::WHOLE, false)?;
+    let sums = match &mut pre {
+        Some(pre) => pre.again(),
+        None => in_place(gates.again())?,
+    };
+    gemm(ctx, product, x, weights.w, Some(weights.b), sums, Slices::WHOLE, false)?;
 
     let Path::Sequence { padded, .. } = path(hidden, e) else {
         copy_or_zero(ctx, "h0", h0, h.again(), state)?;
@@ -215,7 +225,7 @@ pub(super) fn forward(
             lstm_cell::forward(
                 ctx,
                 d,
-                Input::Computed,
+                Input::Computed(pre.as_ref().map(|pre| pre.view().part(step.clone())).transpose()?),
                 h_before.view().part(before.clone())?,
                 c_before.view().part(before)?,
                 weights.u,
@@ -227,12 +237,21 @@ pub(super) fn forward(
         return Ok(());
     };
     let (staged, bytes) = staged(ctx, padded);
-    let kernel = kernel(ctx, padded, true);
+    let kernel = kernel(S::of(&ctx.kernels), padded, true);
+    let own;
+    let sums = match &pre {
+        Some(pre) => pre.view(),
+        None => {
+            own = in_place(gates.again())?;
+            own.view()
+        }
+    };
     let states = t.saturating_add(1);
     let call = Call::new(ctx, kernel)
         .input_or_null("h0 [B,H]", h0, &[batch, hidden])?
         .input_or_null("c0 [B,H]", c0, &[batch, hidden])?
         .input("u [H,4H]", weights.u, &[hidden, columns])?
+        .input("pre [T,B,4H]", sums, &[rows, columns])?
         .output("gates [T,B,4H]", &mut gates, &[rows, columns])?
         .output("h [T+1,B,H]", &mut h, &[states, batch, hidden])?
         .output("c [T+1,B,H]", &mut c, &[states, batch, hidden])?
@@ -241,25 +260,26 @@ pub(super) fn forward(
         .size("H", hidden)?
         .u32(staged);
     let grid = size("lstm_sequence_forward", "h0 [B,H]", batch)?;
-    // SAFETY: the parameters are `h0, c0, u, gates, h, c, t, batch, hidden, staged`, each array of the size that was
-    // checked; a block has one row below B and units below H, which the kernel is wide enough for (`path`); `bytes` is
-    // what `staged` rows take, and was allowed when the kernels were loaded.
+    // SAFETY: the parameters are `h0, c0, u, pre, gates, h, c, t, batch, hidden, staged`, each array of the size that was
+    // checked; `pre` may be `gates`: an element is read before the same thread writes it; a block has one row below B and
+    // units below H, which the kernel is wide enough for (`path`); `bytes` is what `staged` rows take, and was allowed when
+    // the kernels were loaded.
     unsafe { call.launch([grid, 1, 1], 4 * padded, bytes) }
 }
 
 /// What a backward pass reads.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Backward<'a> {
+pub(super) struct Backward<'a, S> {
     /// `[T,B,E]`
-    pub(super) x: View<'a, f32>,
+    pub(super) x: View<'a, S>,
     /// `[E,4H]`
-    pub(super) w: View<'a, f32>,
+    pub(super) w: View<'a, S>,
     /// `[H,4H]`
-    pub(super) u: View<'a, f32>,
+    pub(super) u: View<'a, S>,
     /// `[T,B,4H]`
-    pub(super) gates: View<'a, f32>,
+    pub(super) gates: View<'a, S>,
     /// `[T+1,B,H]`
-    pub(super) h: View<'a, f32>,
+    pub(super) h: View<'a, S>,
     /// `[T+1,B,H]`
     pub(super) c: View<'a, f32>,
     /// `[T,B,H]`
@@ -271,9 +291,9 @@ pub(super) struct Backward<'a> {
 }
 
 /// What a backward pass writes; all of it is assigned.
-pub(super) struct Gradients<'a> {
+pub(super) struct Gradients<'a, S> {
     /// `[T,B,4H]`
-    pub(super) dpre: ViewMut<'a, f32>,
+    pub(super) dpre: ViewMut<'a, S>,
     /// `[T,B,E]`
     pub(super) dx: ViewMut<'a, f32>,
     /// `[B,H]`, if anyone wants it.
@@ -286,12 +306,12 @@ pub(super) struct Gradients<'a> {
 
 /// Backpropagation through time of at least one time step and row, with at least one hidden unit: assigns everything in
 /// `g`. The parameters' gradients are the sums of `plan`'s parts.
-pub(super) fn backward(
+pub(super) fn backward<S: Stored>(
     ctx: &Context,
     d: SequenceDims,
     plan: &Plan,
-    a: Backward<'_>,
-    g: Gradients<'_>,
+    a: Backward<'_, S>,
+    g: Gradients<'_, S>,
 ) -> Result<()> {
     let SequenceDims { t, b: batch, e, h: hidden } = d;
     let Gradients { mut dpre, dx, mut dh0, mut dc0, mut partials } = g;
@@ -305,13 +325,13 @@ pub(super) fn backward(
             (false, false)
         }
         Path::Sequence { padded, accumulates } => {
-            let k = &ctx.kernels;
+            let k = S::of(&ctx.kernels);
             let kernel = match (padded, accumulates) {
                 (32, Accumulates::All { inputs: 16 }) => &k.lstm_sequence_backward_h32_e16,
                 (32, Accumulates::All { .. }) => &k.lstm_sequence_backward_h32_e32,
                 (64, Accumulates::All { inputs: 16 }) => &k.lstm_sequence_backward_h64_e16,
                 (64, Accumulates::All { .. }) => &k.lstm_sequence_backward_h64_e32,
-                _ => kernel(ctx, padded, false),
+                _ => kernel(k, padded, false),
             };
             let (staged, bytes) = staged(ctx, padded);
             let states = t.saturating_add(1);
@@ -364,11 +384,11 @@ pub(super) fn backward(
 }
 
 /// `dpre`, `dh0` and `dc0`, one kernel a time step.
-fn step_by_step(
+fn step_by_step<S: Stored>(
     ctx: &Context,
     d: SequenceDims,
-    a: Backward<'_>,
-    mut dpre: ViewMut<'_, f32>,
+    a: Backward<'_, S>,
+    mut dpre: ViewMut<'_, S>,
     dh0: Option<ViewMut<'_, f32>>,
     mut dc0: ViewMut<'_, f32>,
 ) -> Result<()> {

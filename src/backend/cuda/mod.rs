@@ -30,6 +30,7 @@ mod fill;
 pub mod fused;
 mod gemm;
 mod graph;
+mod half;
 pub mod image;
 mod launch;
 mod lstm_cell;
@@ -292,7 +293,12 @@ impl Ops for Cuda {
             Some(a.h0.view()),
             Some(a.c0.view()),
             lstm_sequence::Weights { w: a.w.view(), u: a.u.view(), b: a.b.view() },
-            lstm_sequence::Trace { gates: a.gates.view_mut(), h: a.h.view_mut(), c: a.c.view_mut() },
+            lstm_sequence::Trace {
+                pre: None,
+                gates: a.gates.view_mut(),
+                h: a.h.view_mut(),
+                c: a.c.view_mut(),
+            },
         )
     }
 
@@ -390,6 +396,7 @@ impl Ops for Cuda {
             a.probs.view(),
             labels,
             a.class_weights.map(|w| w.view()),
+            None,
             a.dlogits.view_mut(),
         )
     }
@@ -405,14 +412,14 @@ impl Ops for Cuda {
         let clip = if step.clips() { Some(Clip::new(ctx)?) } else { None };
         let scale = match clip {
             Some(mut clip) => {
-                clip.scale(ctx, grads, at)?;
+                clip.scale(ctx, grads, at, None)?;
                 Some(clip)
             }
             None => None,
         };
         let scale = scale.as_ref().map(|clip| clip.scale.view());
         let state = adam::State { params: a.params.view_mut(), m: a.m.view_mut(), v: a.v.view_mut() };
-        adam::adam(ctx, config, at, scale, state, grads)
+        adam::adam::<f32>(ctx, config, at, scale, state, grads, None)
     }
 }
 
@@ -431,9 +438,15 @@ impl Clip {
         Ok(Self { sums, scale: DeviceVec::new(ctx, "the gradient's scale", 1)? })
     }
 
-    /// Computes the factor for `grads` at the step at hand.
-    fn scale(&mut self, ctx: &Context, grads: buffer::View<'_, f32>, at: adam::At<'_>) -> Result<()> {
+    /// Computes the factor for `grads` at the step at hand; of f16 with the loss' scale.
+    fn scale(
+        &mut self,
+        ctx: &Context,
+        grads: buffer::View<'_, f32>,
+        at: adam::At<'_>,
+        scaling: Option<buffer::View<'_, half::Scaling>>,
+    ) -> Result<()> {
         adam::gradient_norm(ctx, grads, &mut self.sums.view_mut())?;
-        adam::clip_scale(ctx, self.sums.view(), at, self.scale.view_mut())
+        adam::clip_scale(ctx, self.sums.view(), at, scaling, self.scale.view_mut())
     }
 }

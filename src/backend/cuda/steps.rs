@@ -14,7 +14,9 @@ pub(super) struct Step {
     clip_norm: f32,
     batch_start: u32,
     rows: u32,
-    reserved: [u32; 3],
+    lr: f32,
+    /// Low and high half of the step's number.
+    t: [u32; 2],
 }
 
 impl Step {
@@ -27,7 +29,8 @@ impl Step {
             clip_norm: step.clip_norm,
             batch_start: step.batch_start,
             rows: step.rows,
-            reserved: [0; 3],
+            lr: step.lr,
+            t: [step.t as u32, (step.t >> 32) as u32],
         }
     }
 }

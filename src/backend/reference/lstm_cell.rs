@@ -83,6 +83,15 @@ pub fn forward<T: Real>(d: CellDims, a: CellForward<'_, [T]>) -> Result<()> {
 /// [`Error::Shape`](crate::Error::Shape) if an argument does not have the extent that `d` asks for; nothing has been
 /// written then.
 pub fn backward<T: Real>(d: CellDims, a: CellBackward<'_, [T]>) -> Result<()> {
+    backward_storing(d, a, |dpre| dpre)
+}
+
+/// [`backward`], with every `dpre` replaced by what `store` makes of it before anything reads it.
+pub(super) fn backward_storing<T: Real>(
+    d: CellDims,
+    a: CellBackward<'_, [T]>,
+    store: impl Fn(T) -> T,
+) -> Result<()> {
     a.check(d)?;
     let CellDims { b: batch, e: inputs, h: hidden } = d;
     let columns = 4 * hidden;
@@ -95,10 +104,10 @@ pub fn backward<T: Real>(d: CellDims, a: CellBackward<'_, [T]>) -> Result<()> {
             let tanh_c = a.c[state].tanh();
             let dh = a.dh[state];
             let dc_all = a.dc[state] + dh * o * d_tanh(tanh_c);
-            dpre[at(hidden, gate::I, unit)] = dc_all * g * d_sigmoid(i);
-            dpre[at(hidden, gate::F, unit)] = dc_all * a.c_prev[state] * d_sigmoid(f);
-            dpre[at(hidden, gate::G, unit)] = dc_all * i * d_tanh(g);
-            dpre[at(hidden, gate::O, unit)] = dh * tanh_c * d_sigmoid(o);
+            dpre[at(hidden, gate::I, unit)] = store(dc_all * g * d_sigmoid(i));
+            dpre[at(hidden, gate::F, unit)] = store(dc_all * a.c_prev[state] * d_sigmoid(f));
+            dpre[at(hidden, gate::G, unit)] = store(dc_all * i * d_tanh(g));
+            dpre[at(hidden, gate::O, unit)] = store(dh * tanh_c * d_sigmoid(o));
             a.dc_prev[state] = dc_all * f;
         }
         for k in 0..inputs {

@@ -47,6 +47,15 @@ use crate::error::Result;
 /// # Ok::<(), recurve::Error>(())
 /// ```
 pub fn forward<T: Real>(d: SequenceDims, a: SequenceForward<'_, [T]>) -> Result<()> {
+    forward_by(d, a, lstm_cell::forward)
+}
+
+/// [`forward`] by this cell.
+pub(super) fn forward_by<T: Real>(
+    d: SequenceDims,
+    a: SequenceForward<'_, [T]>,
+    cell: impl Fn(CellDims, CellForward<'_, [T]>) -> Result<()>,
+) -> Result<()> {
     a.check(d)?;
     let SequenceDims { t, b: batch, e, h: hidden } = d;
     let (inputs, state, columns) = (batch * e, batch * hidden, batch * 4 * hidden);
@@ -55,7 +64,7 @@ pub fn forward<T: Real>(d: SequenceDims, a: SequenceForward<'_, [T]>) -> Result<
     for s in 0..t {
         let (h_prev, h_next) = two_rows(a.h, s, state);
         let (c_prev, c_next) = two_rows(a.c, s, state);
-        lstm_cell::forward(
+        cell(
             CellDims { b: batch, e, h: hidden },
             CellForward {
                 x: row(a.x, s, inputs),
@@ -80,6 +89,15 @@ pub fn forward<T: Real>(d: SequenceDims, a: SequenceForward<'_, [T]>) -> Result<
 /// [`Error::Shape`](crate::Error::Shape) if an argument does not have the extent that `d` asks for; nothing has been
 /// written then.
 pub fn backward<T: Real>(d: SequenceDims, a: SequenceBackward<'_, [T]>) -> Result<()> {
+    backward_by(d, a, lstm_cell::backward)
+}
+
+/// [`backward`] by this cell.
+pub(super) fn backward_by<T: Real>(
+    d: SequenceDims,
+    a: SequenceBackward<'_, [T]>,
+    cell: impl Fn(CellDims, CellBackward<'_, [T]>) -> Result<()>,
+) -> Result<()> {
     a.check(d)?;
     let SequenceDims { t, b: batch, e, h: hidden } = d;
     let (inputs, state, columns) = (batch * e, batch * hidden, batch * 4 * hidden);
@@ -93,7 +111,7 @@ pub fn backward<T: Real>(d: SequenceDims, a: SequenceBackward<'_, [T]>) -> Resul
                 *sum += output;
             }
         }
-        lstm_cell::backward(
+        cell(
             CellDims { b: batch, e, h: hidden },
             CellBackward {
                 x: row(a.x, s, inputs),

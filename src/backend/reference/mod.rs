@@ -15,6 +15,8 @@
 //! | [`cross_entropy`] | softmax and its loss |
 //! | [`adam`] | the optimiser, with weight decay and clipping |
 //!
+//! [`Rounded`] is the same with numbers rounded to 16 bits where half precision stores them.
+//!
 //! Every function checks its arguments before it writes anything: after an error all buffers are as they were. A
 //! NaN or an infinity in the values is no error; it travels on as IEEE 754 says.
 
@@ -26,6 +28,9 @@ pub mod fill;
 pub mod lstm_cell;
 pub mod lstm_sequence;
 pub mod matmul;
+mod rounded;
+
+pub use rounded::Rounded;
 
 use super::{
     Adam, AdamConfig, CellBackward, CellDims, CellForward, CrossEntropyBackward, CrossEntropyDims,

@@ -181,6 +181,88 @@ fn conversions() {
     assert_eq!(word("cvt.rn.bf16.f32 %rs2, %f1; cvt.u32.u16 %r9, %rs2;", 0x3f80_8000, 0, 0), 0x3f80);
 }
 
+/// `cvt.rn.<to>.f32` of these bits, and that back in f32.
+fn halves(to: &str, inputs: &[u32]) -> Vec<(u16, u32)> {
+    let ptx = format!(
+        ".version 8.1\n.target sm_90\n.address_size 64\n.visible .entry k(.param .u64 in, .param .u64 out)\n{{\n\
+         .reg .b16 %rs<3>; .reg .b32 %r<9>; .reg .b64 %rd<9>; .reg .f32 %f<4>;\n\
+         ld.param.u64 %rd1, [in]; ld.param.u64 %rd2, [out];\n\
+         mov.u32 %r1, %tid.x; mov.u32 %r2, %ctaid.x; mad.lo.u32 %r3, %r2, 32, %r1;\n\
+         mul.wide.u32 %rd3, %r3, 4; add.u64 %rd4, %rd1, %rd3; ld.global.f32 %f1, [%rd4];\n\
+         cvt.rn.{to}.f32 %rs1, %f1; cvt.f32.{to} %f2, %rs1;\n\
+         mul.wide.u32 %rd5, %r3, 8; add.u64 %rd6, %rd2, %rd5;\n\
+         cvt.u32.u16 %r4, %rs1; st.global.u32 [%rd6], %r4; st.global.f32 [%rd6+4], %f2;\nret;\n}}\n"
+    );
+    assert_eq!(inputs.len() % 32, 0);
+    let mut dev = Device::new();
+    let module = dev.load_module(&ptx).unwrap_or_else(|e| panic!("{e}"));
+    let from = dev.alloc(4 * inputs.len() as u64).unwrap();
+    let out = dev.alloc(8 * inputs.len() as u64).unwrap();
+    let bytes: Vec<u8> = inputs.iter().flat_map(|x| x.to_le_bytes()).collect();
+    dev.write(from, &bytes).unwrap();
+    let shape = Shape::linear(inputs.len() as u32 / 32, 32);
+    dev.launch(&module, "k", shape, &[&from.to_le_bytes(), &out.to_le_bytes()])
+        .unwrap_or_else(|e| panic!("{e}"));
+    let mut raw = vec![0; 8 * inputs.len()];
+    dev.read(out, &mut raw).unwrap();
+    raw.chunks(8)
+        .map(|b| (u16::from_le_bytes([b[0], b[1]]), u32::from_le_bytes([b[4], b[5], b[6], b[7]])))
+        .collect()
+}
+
+#[test]
+fn halves_are_the_nearest_or_even_in_every_binade() {
+    for (to, fraction, exponents) in [("f16", 10u32, 5u32), ("bf16", 7, 8)] {
+        let bias = (1i32 << (exponents - 1)) - 1;
+        let infinity = ((1u16 << exponents) - 1) << fraction;
+        // By definition: sign, exponent, fraction.
+        let value = |code: u16| {
+            let exponent = i32::from(code >> fraction);
+            let part = f64::from(code & ((1 << fraction) - 1)) / f64::from(1u32 << fraction);
+            if exponent == 0 { part * 2f64.powi(1 - bias) } else { (1.0 + part) * 2f64.powi(exponent - bias) }
+        };
+        // Each number, what lies in the middle to the next one (in the end: to the one that infinity stands for), and its
+        // neighbours among f32.
+        let mut cases = Vec::new();
+        for code in 0..infinity {
+            let (here, next) = (value(code), value(code + 1));
+            let middle = ((here + next) / 2.0) as f32;
+            assert_eq!(f64::from(middle), (here + next) / 2.0);
+            let even = code + code % 2;
+            for (x, expected) in [
+                (here as f32, code),
+                (middle.next_down(), code),
+                (middle, even),
+                (middle.next_up(), code + 1),
+            ] {
+                cases.push((x.to_bits(), expected));
+                cases.push((x.to_bits() | 1 << 31, expected | 1 << 15));
+            }
+        }
+        cases.extend([(f32::MAX.to_bits(), infinity), (f32::INFINITY.to_bits(), infinity)]);
+        cases.extend([(f32::NEG_INFINITY.to_bits(), infinity | 1 << 15), (1, 0), (1 << 31 | 1, 1 << 15)]);
+        // NVIDIA's NaN of 16 bits, whatever went in.
+        let nans = [0x7fc0_0000, 0xffc0_0000, 0x7f80_0001, 0xff80_0001, 0x7fff_ffff];
+        cases.extend(nans.map(|bits| (bits, 0x7fff)));
+        while cases.len() % 32 != 0 {
+            cases.push((0, 0));
+        }
+        let inputs: Vec<u32> = cases.iter().map(|&(bits, _)| bits).collect();
+        for ((bits, expected), (found, back)) in cases.into_iter().zip(halves(to, &inputs)) {
+            assert_eq!(found, expected, "{to} of {bits:#010x}");
+            let magnitude = expected & 0x7fff;
+            let back = f32::from_bits(back);
+            if magnitude > infinity {
+                assert!(back.is_nan());
+            } else {
+                let sign = if expected >> 15 == 1 { -1.0 } else { 1.0 };
+                let wide = if magnitude == infinity { f64::INFINITY } else { value(magnitude) };
+                assert_eq!(f64::from(back).to_bits(), (sign * wide).to_bits(), "f32 of {to} {expected:#06x}");
+            }
+        }
+    }
+}
+
 #[test]
 fn a_register_nothing_wrote_is_no_operand() {
     let ptx = ".version 8.1\n.target sm_75\n.address_size 64\n.visible .entry k()\n{\n.reg .b32 %r<3>;\nmov.u32 %r1, %r2;\nadd.u32 %r1, %r1, 1;\nret;\n}\n";

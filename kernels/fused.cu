@@ -16,7 +16,7 @@
 // [rows], probs dlogits [rows,C], h_last [rows,H], class_weights [C] or null (all 1). Ids are below V, labels below C, the order's
 // rows below N: the host has checked.
 // Launch: fused_step a block a row of the largest batch (those beyond the step's rows leave), fused_forward any grid; block 4·HP,
-// thread tid = unit tid/4, gate tid%4; dynamic shared as lstm_sequence::fused_floats says.
+// thread tid = unit tid/4, gate tid%4; dynamic shared as Fused::new (src/backend/cuda/fused.rs) says.
 #include "fused.cuh"
 
 FUSED(32, 16, , float, NO_PARAMETERS, NO_ARGUMENTS)

@@ -4,6 +4,9 @@
 // A test that cannot go on fails; clippy allows that inside of test functions only, not in their helpers.
 #![allow(clippy::unwrap_used)]
 
+mod random;
+
+use random::examples;
 use recurve::backend::cpu::{Cpu, CpuEngine, Isa};
 use recurve::backend::host::HostEngine;
 use recurve::backend::reference::Reference;
@@ -11,7 +14,6 @@ use recurve::backend::{AdamConfig, DeviceInfo, Engine, Part, Parts, StepState, T
 use recurve::data::Examples;
 use recurve::metrics::Metrics;
 use recurve::model::{Model, ModelConfig};
-use recurve::rng::{Purpose, Rng};
 
 /// None to wake, an even cut, an odd one, more than there are tasks.
 const THREADS: [usize; 4] = [1, 2, 3, 8];
@@ -25,17 +27,6 @@ fn oracle() -> HostEngine<f64, Reference<f64>> {
     let info =
         DeviceInfo { device: "reference".into(), name: String::new(), executed: "f64".into(), threads: 1 };
     HostEngine::new(Reference::new(), info)
-}
-
-/// Random ids of which half are among the first three, and labels that depend on the last of them.
-fn examples(rows: usize, t: usize, vocab: u32, classes: u32) -> Examples {
-    let mut rng = Rng::new(7, Purpose::User, 0);
-    let mut id = |_| {
-        let limit = if rng.below(2) == 0 { 3.min(vocab) } else { vocab };
-        rng.below(u64::from(limit)) as u32
-    };
-    let x: Vec<u32> = (0..rows * t).map(&mut id).collect();
-    Examples { y: x.chunks(t).map(|row| row[t - 1] % classes).collect(), x, t }
 }
 
 /// Steps over `rows` rows in batches of `batch`, the first being number `t + 1`.

@@ -7,6 +7,9 @@
 #[path = "parity/device.rs"]
 mod device;
 
+mod random;
+
+use random::examples;
 use recurve::backend::cuda::{CudaEngine, PathChoice};
 use recurve::backend::{
     AdamConfig, Device, Engine, LossScale, Ops as _, Part, Parts, Precision, StepState, TrainState,
@@ -14,7 +17,6 @@ use recurve::backend::{
 use recurve::data::Examples;
 use recurve::metrics::Metrics;
 use recurve::model::{Model, ModelConfig};
-use recurve::rng::{Purpose, Rng};
 use sha2::{Digest, Sha256};
 
 fn engines(precision: Precision, path: PathChoice) -> Vec<CudaEngine> {
@@ -24,17 +26,6 @@ fn engines(precision: Precision, path: PathChoice) -> Vec<CudaEngine> {
 
 const PATHS: [PathChoice; 2] = [PathChoice::Best, PathChoice::Unfused];
 const HALVES: [Precision; 2] = [Precision::Bf16, Precision::F16];
-
-/// Random ids of which half are among the first three, and labels that depend on the last of them.
-fn examples(rows: usize, t: usize, vocab: u32, classes: u32) -> Examples {
-    let mut rng = Rng::new(7, Purpose::User, 0);
-    let mut id = |_| {
-        let limit = if rng.below(2) == 0 { 3.min(vocab) } else { vocab };
-        rng.below(u64::from(limit)) as u32
-    };
-    let x: Vec<u32> = (0..rows * t).map(&mut id).collect();
-    Examples { y: x.chunks(t).map(|row| row[t - 1] % classes).collect(), x, t }
-}
 
 fn model(vocab: usize, embed: usize, hidden: usize, classes: usize) -> Model {
     Model::new(ModelConfig { vocab, embed, hidden, classes, ..ModelConfig::default() }).unwrap()

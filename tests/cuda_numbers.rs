@@ -8,6 +8,9 @@
 mod device;
 
 use device::engines;
+mod random;
+
+use random::examples;
 use recurve::backend::cuda::{Activation, CudaEngine, PathChoice};
 use recurve::backend::host::HostEngine;
 use recurve::backend::reference::Reference;
@@ -15,22 +18,10 @@ use recurve::backend::{AdamConfig, Device, DeviceInfo, Engine, Ops, Part, Parts,
 use recurve::data::{self, DataOptions, Examples, Source};
 use recurve::metrics::Metrics;
 use recurve::model::{Model, ModelConfig};
-use recurve::rng::{Purpose, Rng};
 use sha2::{Digest, Sha256};
 
 fn cpu() -> Box<dyn Engine> {
     Device::Cpu.engine(2).unwrap()
-}
-
-/// Random ids of which half are among the first three, and labels that depend on the last of them.
-fn examples(rows: usize, t: usize, vocab: u32, classes: u32) -> Examples {
-    let mut rng = Rng::new(7, Purpose::User, 0);
-    let mut id = |_| {
-        let limit = if rng.below(2) == 0 { 3.min(vocab) } else { vocab };
-        rng.below(u64::from(limit)) as u32
-    };
-    let x: Vec<u32> = (0..rows * t).map(&mut id).collect();
-    Examples { y: x.chunks(t).map(|row| row[t - 1] % classes).collect(), x, t }
 }
 
 /// Steps over `rows` rows in batches of `batch`, the first being number `t + 1`.

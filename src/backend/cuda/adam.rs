@@ -98,8 +98,8 @@ pub(super) fn adam<S: Stored>(
         .size("n", n)?;
     let call = push(call, copy, n)?;
     // SAFETY: the parameters are `steps, cursor, scale, params, m, v, grads, one_minus_beta1, one_minus_beta2, eps, n`, and in
-    // 16 bits `stored`, and of f16 `scaling`. A thread has four elements of the arrays, those of them that are below `n`: all were checked. The cursor is below
-    // the length of `steps` (see `At`).
+    // 16 bits `stored`, and of f16 `scaling`. A thread has four elements of the arrays, those of them that are below `n`: all
+    // were checked. The cursor is below the length of `steps` (see `At`).
     unsafe { call.launch([grid, 1, 1], ADAM_THREADS, 0) }
 }
 
@@ -206,9 +206,10 @@ pub(super) fn step<S: Stored>(
     let call = push(call, copy, n)?;
     // SAFETY: the parameters are `steps, cursor, params, m, v, dx, sorted, begins, partials, h_last, dlogits, loss, hits,
     // sums, vocab, e, owned, buckets, capacity, layer_begin, layer_blocks, dense_begin, dense_blocks, hidden, classes, stride,
-    // most_partials, by_rows, one_minus_beta1, one_minus_beta2, eps`, and in 16 bits `stored`, and of f16 `scaling`. The step has at most `rows` rows and so `capacity`
-    // tokens, which the engine has checked; blocks of the layer, the dense layer and the table stay within their ranges of
-    // the arena, whose sizes were checked above, and threads of the table within its V·E numbers.
+    // most_partials, by_rows, one_minus_beta1, one_minus_beta2, eps`, and in 16 bits `stored`, and of f16
+    // `scaling`. The step has at most `rows` rows and so `capacity` tokens, which the engine has checked; blocks of the layer,
+    // the dense layer and the table stay within their ranges of the arena, whose sizes were checked above, and threads of the
+    // table within its V·E numbers.
     unsafe { call.launch([grid, 1, 1], ADAM_THREADS, 0) }
 }
 

@@ -14,8 +14,8 @@
 //!
 //! Every sum has one order whatever the path, so the fused path and the sequence's give the same bits: what a device has
 //! of shared memory changes no result. One exception: for E from 33 to 64 the sequence's path sums W's gradient by a
-//! product, in another order; there the path is the same on every device ([`Fused::within`]). A step that clips needs the norm of the whole gradient before Adam: it takes the
-//! sequence's path (or the cells'), with the gradients in an arena.
+//! product, in another order; there the path is the same on every device ([`Fused::within`]). A step that clips needs the
+//! norm of the whole gradient before Adam: it takes the sequence's path (or the cells'), with the gradients in an arena.
 //!
 //! bf16 and f16 ([`precision`](crate::backend::precision)) take the same paths by the same rules, through kernels over the
 //! type that numbers are stored in, [`Stored`]. A step in f16 has one kernel more before Adam on the fused path, `loss_scale`, and

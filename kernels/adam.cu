@@ -47,31 +47,33 @@ __device__ __forceinline__ void update(const Update& k, float g, float& p, float
     p -= k.alpha * mean / (sqrtf(square) + k.eps);
 }
 
-// One element in memory, and in its copy, if T is not float.
+// An element in memory, asked for before its gradient is known.
+struct Element {
+    float p, mean, square;
+
+    __device__ __forceinline__ Element(const float* params, const float* m, const float* v, u64 i) : p(params[i]), mean(m[i]), square(v[i]) {}
+};
+
+// Writes the element anew, and its copy, if T is not float.
 template <typename T>
-__device__ __forceinline__ void update_at(const Update& k, float g, float* params, float* m, float* v, T* stored, u64 i) {
-    float mean = m[i];
-    float square = v[i];
-    if (stays(k, g, mean, square)) return;
-    float p = params[i];
-    update(k, g, p, mean, square);
-    params[i] = p;
-    m[i] = mean;
-    v[i] = square;
-    if constexpr (sizeof(T) < sizeof(float)) stored[i] = narrow<T>(p);
+__device__ __forceinline__ void update_at(const Update& k, float g, Element x, float* params, float* m, float* v, T* stored, u64 i) {
+    if (stays(k, g, x.mean, x.square)) return;
+    update(k, g, x.p, x.mean, x.square);
+    params[i] = x.p;
+    m[i] = x.mean;
+    v[i] = x.square;
+    if constexpr (sizeof(T) < sizeof(float)) stored[i] = narrow<T>(x.p);
 }
 
-// Elements [i, i + 4) of n, and of their copies, if T is not float.
+__device__ __forceinline__ bool stays(const Update& k, float4 g, float4 mean, float4 square) {
+    return stays(k, g.x, mean.x, square.x) && stays(k, g.y, mean.y, square.y) && stays(k, g.z, mean.z, square.z) &&
+           stays(k, g.w, mean.w, square.w);
+}
+
+// Elements [i, i + 4) of n, as they are in memory, and of their copies, if T is not float.
 template <typename T>
-__device__ __forceinline__ void update_four(const Update& k, float4 g, float* params, float* m, float* v, T* stored, u64 i, u64 n,
-                                            bool aligned) {
-    float4 mean = load4(m, i, n, aligned);
-    float4 square = load4(v, i, n, aligned);
-    if (stays(k, g.x, mean.x, square.x) && stays(k, g.y, mean.y, square.y) && stays(k, g.z, mean.z, square.z) &&
-        stays(k, g.w, mean.w, square.w)) {
-        return;
-    }
-    float4 p = load4(params, i, n, aligned);
+__device__ __forceinline__ void update_four(const Update& k, float4 g, float4 p, float4 mean, float4 square, float* params, float* m,
+                                            float* v, T* stored, u64 i, u64 n, bool aligned) {
     update(k, g.x, p.x, mean.x, square.x);
     update(k, g.y, p.y, mean.y, square.y);
     update(k, g.z, p.z, mean.z, square.z);
@@ -96,7 +98,7 @@ __device__ __forceinline__ float sum_partials(const float* partials, u32 count, 
 
 // The sum of the four columns' gradients over the tokens of a row, in their order; `from` and `to` bound the bucket's tokens.
 // A chunk of tokens at a time comes to shared memory: a row with many tokens would wait for each of them.
-__device__ __forceinline__ float4 sum_tokens(const uint2* sorted, u32 from, u32 to, const float* dx, u32 e, u32 first_row, u32 rows,
+__device__ __forceinline__ float4 sum_tokens(const uint2* sorted, u32 from, u32 to, const float* dx, u32 e, u32 first_key, u32 rows,
                                              u32 row, u32 first_col, u32 quad, u32 quads) {
     __shared__ __align__(16) float4 staged[STAGED_QUADS];
     __shared__ u32 row_begin[ADAM_THREADS];
@@ -109,9 +111,9 @@ __device__ __forceinline__ float4 sum_tokens(const uint2* sorted, u32 from, u32 
         row_end[threadIdx.x] = 0;
         __syncthreads();
         for (u32 i = threadIdx.x; i < count; i += ADAM_THREADS) {
-            const u32 id = sorted[first + i].x;
-            if (i == 0 || sorted[first + i - 1].x != id) row_begin[id - first_row] = i;
-            if (i + 1 == count || sorted[first + i + 1].x != id) row_end[id - first_row] = i + 1;
+            const u32 key = sorted[first + i].x;
+            if (i == 0 || sorted[first + i - 1].x != key) row_begin[key - first_key] = i;
+            if (i + 1 == count || sorted[first + i + 1].x != key) row_end[key - first_key] = i + 1;
         }
         for (u32 i = threadIdx.x; i < count * quads; i += ADAM_THREADS) {
             const u64 token = sorted[first + i / quads].y;
@@ -168,10 +170,12 @@ step_all(const Step* steps, u32* cursor, float* params, float* m, float* v, cons
     if (block < layer_blocks) {
         const u32 i = block * ADAM_THREADS + threadIdx.x;
         if (i >= dense_begin - layer_begin) return;
+        const u64 place = (u64)layer_begin + i;
+        const Element x(params, m, v, place);
         const u32 count = by_rows ? min(rows, most_partials) : most_partials;
         float g = sum_partials(partials + i, count, stride);
         if constexpr (SCALES<T>) g *= unscale;
-        update_at(k, g, params, m, v, stored, (u64)layer_begin + i);
+        update_at(k, g, x, params, m, v, stored, place);
         return;
     }
     block -= layer_blocks;
@@ -182,6 +186,7 @@ step_all(const Step* steps, u32* cursor, float* params, float* m, float* v, cons
         const u32 unit = i / classes;
         const u32 col = i - unit * classes;
         const bool is_bias = unit == hidden;
+        const Element x(params, m, v, (u64)dense_begin + i);
         float sum = 0.0f;
         for (u64 row = lane; row < rows; row += WARP) {
             const float factor = is_bias ? 1.0f : widen(h_last[row * hidden + unit]);
@@ -189,25 +194,35 @@ step_all(const Step* steps, u32* cursor, float* params, float* m, float* v, cons
         }
         sum = warp_sum(sum);
         if constexpr (SCALES<T>) sum *= unscale;
-        if (lane == 0) update_at(k, sum, params, m, v, stored, (u64)dense_begin + i);
+        if (lane == 0) update_at(k, sum, x, params, m, v, stored, (u64)dense_begin + i);
         return;
     }
     block -= dense_blocks;
     const u32 bucket = block % buckets;
     const u32 first_col = block / buckets * EMBEDDING_TILE;
     const u32 quads = min((e + 3) / 4, EMBEDDING_TILE / 4);
-    const u32 first_row = bucket * owned;
-    const u32 owned_rows = min(owned, vocab - first_row);
+    // Rows bucket, bucket + buckets, … of the table, as tokens.cu deals them out.
+    const u32 owned_rows = min(owned, (vocab - bucket + buckets - 1) / buckets);
     const u32 row = threadIdx.x / quads;
     const u32 quad = threadIdx.x % quads;
     const u32 col = first_col + quad * 4;
+    const bool owns = row < owned_rows && col < e;
+    const u64 base = ((u64)row * buckets + bucket) * e;
+    const bool aligned = e % 4 == 0;
+    float4 p = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    float4 mean = p;
+    float4 square = p;
+    if (owns) {
+        p = load4(params + base, col, e, aligned);
+        mean = load4(m + base, col, e, aligned);
+        square = load4(v + base, col, e, aligned);
+    }
     const u32* bounds = begins + (u64)at * (buckets + 1) + bucket;
     sorted += at * capacity;
-    float4 g = sum_tokens(sorted, bounds[0], bounds[1], dx, e, first_row, owned_rows, row, first_col, quad, quads);
-    if (row >= owned_rows || col >= e) return;
+    float4 g = sum_tokens(sorted, bounds[0], bounds[1], dx, e, bucket * owned, owned_rows, row, first_col, quad, quads);
     if constexpr (SCALES<T>) g = make_float4(g.x * unscale, g.y * unscale, g.z * unscale, g.w * unscale);
-    const u64 base = (u64)(first_row + row) * e;
-    update_four(k, g, params + base, m + base, v + base, stored + base, col, e, e % 4 == 0);
+    if (!owns || stays(k, g, mean, square)) return;
+    update_four(k, g, p, mean, square, params + base, m + base, v + base, stored + base, col, e, aligned);
 }
 
 extern "C" __global__ void __launch_bounds__(ADAM_THREADS)
@@ -260,7 +275,10 @@ update_all(const Step* steps, const u32* cursor, const double* scale, float* par
     float4 g = load4(grads, i, n, aligned);
     // A gradient of 0 stays one: a factor that is not finite forbids the skipping.
     g = make_float4(g.x * factor, g.y * factor, g.z * factor, g.w * factor);
-    update_four(k, g, params, m, v, stored, i, n, aligned);
+    const float4 mean = load4(m, i, n, aligned);
+    const float4 square = load4(v, i, n, aligned);
+    if (stays(k, g, mean, square)) return;
+    update_four(k, g, load4(params, i, n, aligned), mean, square, params, m, v, stored, i, n, aligned);
 }
 
 extern "C" __global__ void __launch_bounds__(ADAM_THREADS)

@@ -58,14 +58,13 @@ __device__ __forceinline__ float reduced_expm1(float x, int& n) {
     const float rounded = fmaf(x, LOG2_E, ROUND);
     const float whole = rounded - ROUND;
     const float r = fmaf(-whole, LN2_LO, fmaf(-whole, LN2_HI, x));
-    float p = 1.9875691e-4f;
-    p = fmaf(p, r, 1.3981999e-3f);
-    p = fmaf(p, r, 8.3334519e-3f);
-    p = fmaf(p, r, 4.1665795e-2f);
-    p = fmaf(p, r, 1.6666665e-1f);
-    p = fmaf(p, r, 0.5f);
+    // By Estrin's scheme: three products deep where Horner's is six.
+    const float r2 = r * r;
+    const float high = fmaf(1.9875691e-4f, r, 1.3981999e-3f);
+    const float middle = fmaf(8.3334519e-3f, r, 4.1665795e-2f);
+    const float low = fmaf(1.6666665e-1f, r, 0.5f);
     n = (int)(__float_as_uint(rounded) - __float_as_uint(ROUND));
-    return fmaf(p, r * r, r);
+    return fmaf(fmaf(fmaf(high, r2, middle), r2, low), r2, r);
 }
 
 // 2^n for −126 <= n <= 127.
@@ -83,9 +82,23 @@ __device__ __forceinline__ float strict_exp(float x) {
     return (1.0f + expm1) * power_of_two(half) * power_of_two(n - half);
 }
 
-// sigmoid(x) = 1/(1+e^−x), or tanh(x), by one sequence of instructions: lanes of a warp that need the one and the other do not
-// part. sigmoid from e^−|x|, which cannot overflow, so that small results keep their relative accuracy; tanh from e^2|x| − 1,
-// which keeps it where x is small.
+// numerator / denominator, rounded to nearest, without the branch for extreme operands that a division has: the approximate
+// reciprocal, of which no bit reaches the result as long as it is within a unit in the last place (NVIDIA's bound), and the exact
+// remainder. For the operands of sigmoid_or_tanh alone: benches/EXPERIMENTS.md says how all of them were compared with a division.
+__device__ __forceinline__ float quotient(float numerator, float denominator) {
+    float near;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(near) : "f"(denominator));
+    const float error = fmaf(-denominator, near, 1.0f);
+    const float first = numerator * near;
+    const float second = fmaf(error, first, first);
+    const float remainder = fmaf(-denominator, second, numerator);
+    return fmaf(remainder, fmaf(error, near, near), second);
+}
+
+// sigmoid(x), or tanh(x), by one sequence of instructions: lanes of a warp that need the one and the other do not part. sigmoid is
+// q = e/(1+e) with e = e^−|x|, which cannot overflow, where x is negative (small results keep their relative accuracy), else 1 − q;
+// tanh is (e−1)/(e+1) with e − 1 = e^2|x| − 1, which keeps it where x is small. What the reciprocal does not wait for, the numerator
+// and the last step's factor and summand, is free.
 __device__ __forceinline__ float sigmoid_or_tanh(float x, bool is_tanh) {
     const float a = fabsf(x);
     const float z = is_tanh ? (a > 10.0f ? 20.0f : a + a) : (a > 104.0f ? -104.0f : -a);
@@ -93,13 +106,14 @@ __device__ __forceinline__ float sigmoid_or_tanh(float x, bool is_tanh) {
     const float expm1 = reduced_expm1(z, n);
     const int half = n >> 1;
     const float low = power_of_two(half), high = power_of_two(n - half);
-    const float e = (1.0f + expm1) * low * high;  // sigmoid: e^−|x|
     const float scale = low * high;
-    const float em1 = fmaf(scale, expm1, scale - 1.0f);  // tanh: e^2|x| − 1
-    const float numerator = is_tanh ? em1 : (x < 0.0f ? e : 1.0f);
-    const float denominator = is_tanh ? em1 + 2.0f : 1.0f + e;
-    const float y = numerator / denominator;
-    return is_tanh ? copysignf(y, x) : y;
+    const float denominator = fmaf(scale, expm1, scale + 1.0f);
+    const float e = (1.0f + expm1) * low * high;
+    const float numerator = is_tanh ? fmaf(scale, expm1, scale - 1.0f) : e;
+    const bool is_low = x < 0.0f;
+    const float factor = is_tanh ? copysignf(1.0f, x) : is_low ? 1.0f : -1.0f;
+    const float summand = is_tanh ? copysignf(0.0f, x) : is_low ? 0.0f : 1.0f;
+    return fmaf(quotient(numerator, denominator), factor, summand);
 }
 
 __device__ __forceinline__ float strict_sigmoid(float x) { return sigmoid_or_tanh(x, false); }
@@ -143,6 +157,29 @@ __device__ __forceinline__ float strict_log(float x) {
 __device__ __forceinline__ float d_sigmoid(float sigmoid_output) { return sigmoid_output * (1.0f - sigmoid_output); }
 __device__ __forceinline__ float d_tanh(float tanh_output) { return fmaf(-tanh_output, tanh_output, 1.0f); }
 
+// ---------------------------------------------------------------- LSTM
+
+// A unit's four gates, activated.
+struct GateValues {
+    float i, f, g, o;
+};
+
+// Of four numbers the gate's own. By bits: selections would become branches, and lanes of a warp have different gates.
+__device__ __forceinline__ float of_gate(u32 gate, float i, float f, float g, float o) {
+    const u32 bits = (__float_as_uint(i) & (gate == GATE_I ? ~0u : 0u)) | (__float_as_uint(f) & (gate == GATE_F ? ~0u : 0u)) |
+                     (__float_as_uint(g) & (gate == GATE_G ? ~0u : 0u)) | (__float_as_uint(o) & (gate == GATE_O ? ~0u : 0u));
+    return __uint_as_float(bits);
+}
+
+// What the backward pass of a time step needs of its forward pass, and no gradient: the factor that takes dc_all (dh_all, if the gate
+// is o) to the gradient by the gate's pre-activation, and the one that takes dh_all to its part of dc_all. own: v's of this gate.
+__device__ __forceinline__ float gate_slope(u32 gate, float own, const GateValues& v, float c_prev, float tanh_c) {
+    const float slope = gate == GATE_G ? d_tanh(own) : d_sigmoid(own);
+    return of_gate(gate, v.g, c_prev, v.i, tanh_c) * slope;
+}
+
+__device__ __forceinline__ float state_slope(float o, float tanh_c) { return o * d_tanh(tanh_c); }
+
 // ---------------------------------------------------------------- fours
 
 // Four numbers of shared memory, at a multiple of 16 bytes. One instruction, as it stands: left to itself, the compiler splits and
@@ -152,6 +189,13 @@ __device__ __forceinline__ float4 shared4(const void* at) {
     asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
                  : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
                  : "r"((u32)__cvta_generic_to_shared(at)));
+    return x;
+}
+
+// One number of shared memory, asked for where this stands.
+__device__ __forceinline__ float shared1(const void* at) {
+    float x;
+    asm volatile("ld.shared.f32 %0, [%1];" : "=f"(x) : "r"((u32)__cvta_generic_to_shared(at)));
     return x;
 }
 

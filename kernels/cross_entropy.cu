@@ -16,8 +16,10 @@ cross_entropy_forward(const float* logits, const u32* labels, const float* class
     const u64 row = (u64)blockIdx.x * DENSE_WARPS + threadIdx.x / WARP;
     if (row >= batch) return;
     const u32 lane = threadIdx.x % WARP;
-    const RowLoss found = softmax_row(logits + row * classes, probs + row * classes, classes, labels, labels ? labels[row] : 0);
+    logits += row * classes;
+    const Softmax softmax = softmax_row(logits, probs + row * classes, classes);
     if (labels && lane == 0) {
+        const RowLoss found = row_loss(softmax, logits, labels[row]);
         loss[row] = class_weights ? found.loss * class_weights[labels[row]] : found.loss;
         hits[row] = found.hit;
     }

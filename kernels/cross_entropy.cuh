@@ -2,13 +2,14 @@
 #pragma once
 #include "common.cuh"
 
-// A warp's softmax over one row of logits: probs[c] for all classes; lane 0 also gets the row's loss and hit, where `labelled`.
+// A warp's softmax over one row of logits: probs[c] for all classes, and what the row's loss needs, in lane 0.
 // A row with a NaN, or an infinite largest logit, has NaN probabilities and loss and hits nothing.
-struct RowLoss {
-    float loss, hit;
+struct Softmax {
+    float largest, sum;
+    u32 index;
 };
 
-__device__ __forceinline__ RowLoss softmax_row(const float* logits, float* probs, u32 classes, bool labelled, u32 label) {
+__device__ __forceinline__ Softmax softmax_row(const float* logits, float* probs, u32 classes) {
     const u32 lane = threadIdx.x % WARP;
     // The first largest: each lane its own, then by halves; among equals the lower index.
     float largest = __uint_as_float(0xff800000u);
@@ -20,8 +21,9 @@ __device__ __forceinline__ RowLoss softmax_row(const float* logits, float* probs
             index = c;
         }
     }
-#pragma unroll
-    for (u32 step = WARP / 2; step > 0; step /= 2) {
+    // Beyond the classes, lanes have nothing to add: no halves of theirs.
+    const u32 first_step = classes > WARP / 2 ? WARP / 2 : 1u << (31 - __clz((int)classes * 2 - 1)) >> 1;
+    for (u32 step = first_step; step > 0; step /= 2) {
         const float other = __shfl_xor_sync(ALL_LANES, largest, step);
         const u32 other_index = __shfl_xor_sync(ALL_LANES, index, step);
         if (other_index != 0xffffffffu && (index == 0xffffffffu || other > largest || (other == largest && other_index < index))) {
@@ -35,15 +37,20 @@ __device__ __forceinline__ RowLoss softmax_row(const float* logits, float* probs
 
     float sum = 0.0f;
     for (u32 c = lane; c < classes; c += WARP) sum += strict_exp(logits[c] - largest);
-    sum = warp_sum(sum);
-    const float label_logit = labelled && lane == 0 ? logits[label] : 0.0f;
+    // The order of warp_sum.
+    for (u32 step = first_step; step > 0; step /= 2) sum += __shfl_xor_sync(ALL_LANES, sum, step);
     for (u32 c = lane; c < classes; c += WARP) probs[c] = strict_exp(logits[c] - largest) / sum;
-    RowLoss row = {0.0f, 0.0f};
-    if (labelled && lane == 0) {
-        row.loss = strict_log(sum) - (label_logit - largest);
-        row.hit = index == label && row.loss == row.loss ? 1.0f : 0.0f;
-    }
-    return row;
+    return {largest, sum, index};
+}
+
+// Lane 0's loss and hit of that row.
+struct RowLoss {
+    float loss, hit;
+};
+
+__device__ __forceinline__ RowLoss row_loss(const Softmax& row, const float* logits, u32 label) {
+    const float loss = strict_log(row.sum) - (logits[label] - row.largest);
+    return {loss, row.index == label && loss == loss ? 1.0f : 0.0f};
 }
 
 // A warp's mean loss (in f64) and hits of rows [begin, end): lanes stride over the rows, then a fixed tree.

@@ -1,5 +1,5 @@
 // Embedding.
-//   forward    out[i] = table[ids[i]]                                          a thread an element of out [n,E]
+//   forward    out[i] = table[ids[i]]                             a thread FOURS groups of four elements of out [n,E] (half.cuh)
 //   backward   dtable[v] (+)= sum of dout[i] over the i with ids[i] = v, in the order of i
 //   _bf16 _f16  table and out are stored in 16 bits
 // Shapes: table dtable [V,E], ids [n], out dout [n,E]. Every id is below V: the host has checked.
@@ -8,13 +8,31 @@
 // keeps the tokens that are its own in their order, and each of its warps sums the tokens of one row at a time, a lane a column.
 #include "half.cuh"
 
+// A group of four is of one token: rows of E that is no multiple of 4 end in a smaller one.
+template <typename T>
+__device__ __forceinline__ void gather_rows(const T* table, const u32* ids, T* out, u32 n, u32 e) {
+    const u32 quads = (e + 3) / 4;
+    const u64 all = (u64)n * quads;
+    const bool aligned = e % 4 == 0 && is_aligned(table) && is_aligned(out);
+    float4 row[FOURS];
+    u32 col[FOURS];
+    u64 token[FOURS];
+#pragma unroll
+    for (u32 j = 0; j < FOURS; ++j) {
+        const u64 i = four_at(j, ELEMENT_THREADS) / 4;
+        // A division of 64 bits takes many times as long.
+        token[j] = all <= 0xffffffffu ? (u32)i / quads : i / quads;
+        col[j] = (u32)(i - token[j] * quads) * 4;
+        const u64 id = i < all ? ids[token[j]] : 0;
+        row[j] = load4(table + id * e, col[j], i < all ? e : 0, aligned);
+    }
+#pragma unroll
+    for (u32 j = 0; j < FOURS; ++j) store4(out + token[j] * e, col[j], token[j] < n ? e : 0, aligned, row[j]);
+}
+
 #define FORWARD(name, T)                                                                                                        \
     extern "C" __global__ void __launch_bounds__(ELEMENT_THREADS) name(const T* table, const u32* ids, T* out, u32 n, u32 e) {  \
-        const u64 i = (u64)blockIdx.x * ELEMENT_THREADS + threadIdx.x;                                                          \
-        if (i >= (u64)n * e) return;                                                                                            \
-        const u64 token = i / e;                                                                                                \
-        const u64 col = i - token * e;                                                                                          \
-        out[i] = table[(u64)ids[token] * e + col];                                                                              \
+        gather_rows(table, ids, out, n, e);                                                                                     \
     }
 FORWARD(embedding_forward, float)
 FORWARD(embedding_forward_bf16, bf16)

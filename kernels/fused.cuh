@@ -23,105 +23,189 @@ template <u32 HP, u32 EP, typename T>
 __device__ __forceinline__ void gather(const u32* ids, const T* table, float* x, u32 t, u32 e) {
     constexpr u32 QUADS = EP / 4;
     float4* fours = (float4*)x;
-    for (u32 i = threadIdx.x; i < t * QUADS; i += GATES * HP) {
+    for (u32 i = threadIdx.x; i < t * QUADS; i += blockDim.x) {
         const u64 id = ids[i / QUADS];
         fours[i] = load4(table + id * e, i % QUADS * 4, e, e % 4 == 0);
     }
 }
 
-// h[T] of one row, h and the gates rounded to T; h[s] lies in row s of h_rows, or s % 2 without KEEPS. KEEPS: gates and c of all time steps are kept too.
-template <u32 HP, u32 EP, bool KEEPS, typename T>
-__device__ __forceinline__ const float* walk(const float (&w)[EP], const float (&u)[HP], float bias, const float* x, float* gates,
-                                             float* h_rows, float* c_rows, u32 t) {
+// b + x[s]·W of the thread's column: a chain in the order of k.
+template <u32 EP>
+__device__ __forceinline__ float project(const float* x, const float (&w)[EP], float bias) {
+    const float4* fours = (const float4*)x;
+    float sum = bias;
+#pragma unroll
+    for (u32 j = 0; j < EP / 4; ++j) {
+        const float4 part = shared4(fours + j);
+        sum = fmaf(part.x, w[4 * j + 0], sum);
+        sum = fmaf(part.y, w[4 * j + 1], sum);
+        sum = fmaf(part.z, w[4 * j + 2], sum);
+        sum = fmaf(part.w, w[4 * j + 3], sum);
+    }
+    return sum;
+}
+
+// Whose pre-activation is given + h·U.
+template <u32 HP>
+__device__ __forceinline__ float recur(const float* h, const float (&u)[HP], float given) {
+    float chain[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+    add_product((const float4*)h, u, chain);
+    return given + ((chain[0] + chain[1]) + (chain[2] + chain[3]));
+}
+
+// h[T] of one row by 4·HP threads; h[s] lies in row s % 2 of h_rows, and is rounded to T.
+template <u32 HP, u32 EP, typename T>
+__device__ __forceinline__ const float* walk(const float (&w)[EP], const float (&u)[HP], float bias, const float* x, float* h_rows, u32 t) {
     const u32 unit = threadIdx.x / GATES;
     const u32 gate = threadIdx.x % GATES;
     float c_now = 0.0f;
     if (gate == GATE_I) h_rows[unit] = 0.0f;
-    if (KEEPS && gate == GATE_F) c_rows[unit] = 0.0f;
     // x has been written, too.
     __syncthreads();
-    const auto input = [&](u32 s) {
-        const float4* fours = (const float4*)(x + s * EP);
-        float sum = bias;
-#pragma unroll
-        for (u32 j = 0; j < EP / 4; ++j) {
-            const float4 part = shared4(fours + j);
-            sum = fmaf(part.x, w[4 * j + 0], sum);
-            sum = fmaf(part.y, w[4 * j + 1], sum);
-            sum = fmaf(part.z, w[4 * j + 2], sum);
-            sum = fmaf(part.w, w[4 * j + 3], sum);
-        }
-        return sum;
-    };
-    float next = input(0);
+    float next = project<EP>(x, w, bias);
     for (u32 s = 0; s < t; ++s) {
         const float given = next;
-        float chain[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-        add_product((const float4*)(h_rows + (KEEPS ? s : s % 2) * HP), u, chain);
-        next = input(min(s + 1, t - 1));
-        const float pre = given + ((chain[0] + chain[1]) + (chain[2] + chain[3]));
-        const float own = sigmoid_or_tanh(pre, gate == GATE_G);
-        const GateValues v = exchange(own);
+        const float pre = recur<HP>(h_rows + s % 2 * HP, u, given);
+        next = project<EP>(x + min(s + 1, t - 1) * EP, w, bias);
+        const GateValues v = exchange(sigmoid_or_tanh(pre, gate == GATE_G));
         c_now = fmaf(v.f, c_now, v.i * v.g);
         const float h_now = as_stored<T>(v.o * strict_tanh(c_now));
-        if (gate == GATE_I) h_rows[(KEEPS ? s + 1 : (s + 1) % 2) * HP + unit] = h_now;
-        if (KEEPS) {
-            gates[s * GateRow<HP>::ROW + gate * GateRow<HP>::GATE + unit] = as_stored<T>(own);
-            if (gate == GATE_F) c_rows[(s + 1) * HP + unit] = c_now;
-        }
+        if (gate == GATE_I) h_rows[(s + 1) % 2 * HP + unit] = h_now;
         __syncthreads();
     }
-    return h_rows + (KEEPS ? t : t % 2) * HP;
+    return h_rows + t % 2 * HP;
 }
 
-// A thread's column of W and U, and its bias.
-template <u32 HP, u32 EP, typename T>
-__device__ __forceinline__ float load_column(const Weights<T>& a, u32 e, u32 hidden, float (&w)[EP], float (&u)[HP]) {
-    const u32 unit = threadIdx.x / GATES;
-    const u32 columns = GATES * hidden;
-    const u32 col = threadIdx.x % GATES * hidden + unit;
+// Column (gate, unit) of a matrix [n,4H], n <= N; what is padded is 0.
+template <u32 N, typename T>
+__device__ __forceinline__ void load_column(const T* matrix, u32 n, u32 hidden, u32 unit, u32 gate, float (&column)[N]) {
     const bool valid = unit < hidden;
 #pragma unroll
-    for (u32 k = 0; k < EP; ++k) w[k] = valid && k < e ? widen(a.w[k * columns + col]) : 0.0f;
-#pragma unroll
-    for (u32 k = 0; k < HP; ++k) u[k] = valid && k < hidden ? widen(a.u[k * columns + col]) : 0.0f;
-    return valid ? a.b[col] : 0.0f;
+    for (u32 k = 0; k < N; ++k) column[k] = valid && k < n ? widen(matrix[(k * GATES + gate) * hidden + unit]) : 0.0f;
 }
 
-// The row's logits: as dense_forward.
-template <u32 HP, typename T>
-__device__ __forceinline__ void classify(const float* h, const Weights<T>& a, float* logits, u32 hidden, u32 classes) {
-    const u32 lane = threadIdx.x % WARP;
-    for (u32 col = threadIdx.x / WARP; col < classes; col += GATES * HP / WARP) {
-        float sum = 0.0f;
-        for (u32 k = lane; k < hidden; k += WARP) sum = fmaf(h[k], widen(a.dense_w[(u64)k * classes + col]), sum);
-        sum = warp_sum(sum);
-        if (lane == 0) logits[col] = a.dense_b[col] + sum;
+// A class' column of dense W and its bias, a lane's share.
+template <u32 HP>
+struct ClassColumn {
+    float w[HP / WARP];
+    float b;
+
+    template <typename T>
+    __device__ __forceinline__ ClassColumn(const Weights<T>& a, u32 hidden, u32 classes, u32 col) {
+#pragma unroll
+        for (u32 j = 0; j < HP / WARP; ++j) {
+            const u32 k = j * WARP + threadIdx.x % WARP;
+            w[j] = k < hidden && col < classes ? widen(a.dense_w[(u64)k * classes + col]) : 0.0f;
+        }
+        b = col < classes ? a.dense_b[col] : 0.0f;
     }
-    __syncthreads();
+};
+
+// The row's logits: as dense_forward, whose sums have the same order: what is padded adds 0. A warp a class, of `warps`, of which this is
+// `warp`; first: its first class.
+template <u32 HP, typename T>
+__device__ __forceinline__ void classify(const float* h, const Weights<T>& a, float* logits, u32 hidden, u32 classes, u32 warp, u32 warps,
+                                         ClassColumn<HP> column) {
+    const u32 lane = threadIdx.x % WARP;
+    for (u32 col = warp; col < classes; col += warps) {
+        if (col > warp) column = ClassColumn<HP>(a, hidden, classes, col);
+        float sum = 0.0f;
+#pragma unroll
+        for (u32 j = 0; j < HP / WARP; ++j) sum = fmaf(h[j * WARP + lane], column.w[j], sum);
+        sum = warp_sum(sum);
+        if (lane == 0) logits[col] = column.b + sum;
+    }
 }
+
+// All threads of the block; or, by a barrier of their own, the first or the second half, each of them `count` threads. Its halves do
+// different things, and meet here at different places in the code.
+constexpr u32 BARRIER_ALL = 1;
+constexpr u32 BARRIER_HELPERS = 2;
+template <u32 ID, u32 COUNT>
+__device__ __forceinline__ void meet() {
+    __barrier_sync_count(ID, COUNT);
+}
+
+// Shared memory of fused_step, in order. What a time step's backward pass needs takes the place of what its forward pass has used.
+template <u32 HP, u32 EP>
+struct Kept {
+    float* gates;   // [t] GateRow: pre without h·U; then gate_slope; then dpre
+    float* h_rows;  // [t+1, HP]
+    float* states;  // [t, HP]: state_slope
+    float* forget;  // [t, HP]: the gate f
+    float* x;       // [t, EP]
+    float* w_tile;  // [TILE_INPUTS, TILE_PITCH]
+    float* logits;
+    float* dlogits;
+
+    __device__ __forceinline__ Kept(float* shared, u32 t, u32 classes)
+        : gates(shared), h_rows(gates + t * GateRow<HP>::ROW), states(h_rows + (t + 1) * HP), forget(states + t * HP),
+          x(forget + t * HP), w_tile(x + t * EP), logits(w_tile + TILE_INPUTS * TILE_PITCH<HP>), dlogits(logits + classes) {}
+};
+
+// Columns of W from first_k on into w_tile, by `threads` threads, of which this is `thread`.
+template <u32 HP, typename T>
+__device__ __forceinline__ void load_tile(const T* w, float* w_tile, u32 first_k, u32 e, u32 hidden, u32 thread, u32 threads) {
+    for (u32 i = thread; i < TILE_INPUTS * HP; i += threads) {
+        const u32 input = i / HP;  // HP fours a row
+        const u32 gate = i % HP / (HP / 4);
+        const u32 four = i % (HP / 4) * 4;
+        float4 part = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        if (first_k + input < e) part = load4(w + ((u64)(first_k + input) * GATES + gate) * hidden, four, hidden, hidden % 4 == 0);
+        *(float4*)(w_tile + input * TILE_PITCH<HP> + gate * HP + four) = part;
+    }
+}
+
+// The four columns and N rows of a sum of outer products that a helper has in registers.
+template <u32 N>
+struct Tile {
+    float sum[N][4];
+
+    __device__ __forceinline__ void add(const float* left, float4 right) {
+#pragma unroll
+        for (u32 j = 0; j < N / 4; ++j) {
+            const float4 part = shared4(left + 4 * j);
+            const float parts[4] = {part.x, part.y, part.z, part.w};
+#pragma unroll
+            for (u32 i = 0; i < 4; ++i) {
+                float* row = sum[4 * j + i];
+                row[0] = fmaf(parts[i], right.x, row[0]);
+                row[1] = fmaf(parts[i], right.y, row[1]);
+                row[2] = fmaf(parts[i], right.z, row[2]);
+                row[3] = fmaf(parts[i], right.w, row[3]);
+            }
+        }
+    }
+
+    // Rows first_row … of n, columns four … of one gate's `hidden`. Says whether all that was written is finite.
+    __device__ __forceinline__ bool store(float* to, u32 first_row, u32 n, u32 four, u32 hidden) const {
+        bool finite = true;
+#pragma unroll
+        for (u32 k = 0; k < N; ++k) {
+            if (first_row + k >= n) continue;
+            store4(to + (u64)(first_row + k) * GATES * hidden, four, hidden, hidden % 4 == 0,
+                   make_float4(sum[k][0], sum[k][1], sum[k][2], sum[k][3]));
+#pragma unroll
+            for (u32 i = 0; i < 4; ++i) finite &= four + i >= hidden || is_finite(sum[k][i]);
+        }
+        return finite;
+    }
+};
 
 template <u32 HP, u32 EP, typename T>
 __device__ __forceinline__ void fused_step(const Step* steps, u32* cursor, const u32* data, const u32* labels, const u32* order,
                                            const float* class_weights, const Weights<T>& a, float* dx, float* partials, T* h_last,
                                            float* dlogits, float* loss,
-                                           float* hits, u32 t, u32 e, u32 hidden, u32 classes, u64 stride, u32 shared_floats,
+                                           float* hits, u32 t, u32 e, u32 hidden, u32 classes, u64 stride,
                                            const Scaling* scaling, u32* finite) {
-    constexpr u32 THREADS = GATES * HP;
+    constexpr u32 HALF = GATES * HP;
+    constexpr u32 THREADS = 2 * HALF;
     extern __shared__ __align__(16) float shared[];
-    float* gates = shared;
-    float* h_rows = gates + t * GateRow<HP>::ROW;
-    float* c_rows = h_rows + (t + 1) * HP;
-    float* x = c_rows + (t + 1) * HP;
-    float* w_tile = h_rows;  // when h, c and x have served
-    float* logits = shared + shared_floats - 2 * classes;
-    float* dlogits_own = logits + classes;
-    const u32 unit = threadIdx.x / GATES;
-    const u32 gate = threadIdx.x % GATES;
-    const u32 place = gate * GateRow<HP>::GATE + unit;
-    const bool valid = unit < hidden;
-    const u32 columns = GATES * hidden;
-    const u32 col = gate * hidden + unit;
+    const Kept<HP, EP> kept(shared, t, classes);
+    // The same in all lanes of a warp, and the compiler is to know it.
+    const bool helps = __shfl_sync(ALL_LANES, threadIdx.x / HALF, 0);
+    const u32 thread = threadIdx.x % HALF;
+    const u32 lane = threadIdx.x % WARP;
 
     const u32 at = cursor[CURSOR_STEP];
     const Step step = steps[at];
@@ -129,116 +213,185 @@ __device__ __forceinline__ void fused_step(const Step* steps, u32* cursor, const
     const u32 rows = step.rows;
     const u32 row = blockIdx.x;
     if (row >= rows) return;
-
     const u64 example = order[step.batch_start + row];
-    const float* h;
-    {
-        float w_column[EP];
-        float u_column[HP];
-        gather<HP, EP>(data + example * t, a.table, x, t, e);
-        const float bias = load_column<HP, EP>(a, e, hidden, w_column, u_column);
-        h = walk<HP, EP, true, T>(w_column, u_column, bias, x, gates, h_rows, c_rows, t);
-    }
-    float du[HP];
-    float dw[EP];
-    float db = 0.0f;
+    gather<HP, EP>(data + example * t, a.table, kept.x, t, e);
     [[maybe_unused]] bool all_finite = true;
-#pragma unroll
-    for (u32 k = 0; k < HP; ++k) du[k] = 0.0f;
-#pragma unroll
-    for (u32 k = 0; k < EP; ++k) dw[k] = 0.0f;
-    float kept[HP];
-    load_slice<HP>(a.u, unit, hidden, gate, kept);
-    classify<HP>(h, a, logits, hidden, classes);
-    if (threadIdx.x < WARP) {
+    partials += row * stride;
+
+    if (helps) {
+        // What the loss will need, before anybody waits for it.
         const u32 label = labels[example];
-        // Each lane's own classes: the probabilities, then the gradient in their place.
-        const RowLoss found = softmax_row(logits, dlogits_own, classes, true, label);
         const float weight = class_weights ? class_weights[label] : 1.0f;
-        for (u32 c = threadIdx.x; c < classes; c += WARP) {
-            const float onehot = label == c ? 1.0f : 0.0f;
-            float gradient = (dlogits_own[c] - onehot) / (float)rows * weight;
-            if constexpr (SCALES<T>) {
-                gradient *= scaling->scale;
-                all_finite &= is_finite(gradient);
+        [[maybe_unused]] float scale = 1.0f;
+        if constexpr (SCALES<T>) scale = scaling->scale;
+        const ClassColumn<HP> first(a, hidden, classes, thread / WARP);
+        // Forward: the part of pre that needs no h, a time step ahead.
+        {
+            const u32 unit = thread / GATES;
+            const u32 gate = thread % GATES;
+            float* pre = kept.gates + gate * GateRow<HP>::GATE + unit;
+            float w[EP];
+            load_column(a.w, e, hidden, unit, gate, w);
+            const float bias = unit < hidden ? a.b[gate * hidden + unit] : 0.0f;
+            load_tile<HP>(a.w, kept.w_tile, 0, e, hidden, thread, HALF);
+            if (thread < HP) kept.h_rows[thread] = 0.0f;
+            meet<BARRIER_ALL, THREADS>();
+            pre[0] = project<EP>(kept.x, w, bias);
+            meet<BARRIER_ALL, THREADS>();
+            for (u32 s = 1; s <= t; ++s) {
+                if (s < t) pre[s * GateRow<HP>::ROW] = project<EP>(kept.x + s * EP, w, bias);
+                meet<BARRIER_ALL, THREADS>();
             }
-            dlogits_own[c] = gradient;
-            dlogits[(u64)row * classes + c] = gradient;
         }
-        if (threadIdx.x == 0) {
+        // The dense layer and the loss.
+        const float* h = kept.h_rows + t * HP;
+        classify<HP>(h, a, kept.logits, hidden, classes, thread / WARP, HALF / WARP, first);
+        meet<BARRIER_HELPERS, HALF>();
+        Softmax softmax = {};
+        if (thread < WARP) {
+            // Each lane's own classes: the probabilities, then the gradient in their place.
+            softmax = softmax_row(kept.logits, kept.dlogits, classes);
+            for (u32 c = lane; c < classes; c += WARP) {
+                const float onehot = label == c ? 1.0f : 0.0f;
+                float gradient = (kept.dlogits[c] - onehot) / (float)rows * weight;
+                if constexpr (SCALES<T>) {
+                    gradient *= scale;
+                    all_finite &= is_finite(gradient);
+                }
+                kept.dlogits[c] = gradient;
+                dlogits[(u64)row * classes + c] = gradient;
+            }
+        }
+        meet<BARRIER_ALL, THREADS>();
+        if (thread == 0) {
+            const RowLoss found = row_loss(softmax, kept.logits, label);
             loss[row] = found.loss * weight;
             hits[row] = found.hit;
         }
-    }
-    if (threadIdx.x < hidden) h_last[(u64)row * hidden + threadIdx.x] = narrow<T>(h[threadIdx.x]);
-    __syncthreads();
-    float dh_now = 0.0f;
-    if (valid) {
-        for (u32 c = 0; c < classes; ++c) dh_now = fmaf(dlogits_own[c], widen(a.dense_w[(u64)unit * classes + c]), dh_now);
-    }
-
-    float dc_now = 0.0f;
-    float c_now = c_rows[t * HP + unit];
-    for (u32 s = t; s-- > 0;) {
-        float* dpre = gates + s * GateRow<HP>::ROW;
-        const float c_prev = c_rows[s * HP + unit];
-        const float dpre_own = as_stored<T>(gate_backward(dpre[place], c_now, c_prev, dh_now, dc_now));
-        c_now = c_prev;
-        dpre[place] = dpre_own;
-        __syncthreads();
-        float chain[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-        add_slice<HP>((const float4*)dpre, gate, kept, chain);
-        dh_now = sum_slices(chain);
-        add_column((const float4*)(h_rows + s * HP), dpre_own, du);
-        add_column((const float4*)(x + s * EP), dpre_own, dw);
-        db += dpre_own;
-    }
-
-    if (valid) {
-        partials += row * stride;
-#pragma unroll
-        for (u32 k = 0; k < EP; ++k) {
-            if (k < e) partials[k * columns + col] = dw[k];
-            if constexpr (SCALES<T>) all_finite &= is_finite(dw[k]);
+        if (thread < hidden) h_last[(u64)row * hidden + thread] = narrow<T>(h[thread]);
+        // Backward: a thread has four columns, a quarter of the rows of U and of W.
+        constexpr u32 UNITS = HP / 4;
+        constexpr u32 INPUTS = EP / 4;
+        const u32 quarter = thread / WARP % 4;
+        const u32 group = thread / (4 * WARP) * WARP + lane;
+        const u32 gate = group / (HP / 4);
+        const u32 four = group % (HP / 4) * 4;
+        Tile<UNITS> du = {};
+        Tile<INPUTS> dw = {};
+        float4 db = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        for (u32 s = t; s-- > 0;) {
+            meet<BARRIER_ALL, THREADS>();
+            const float4 dpre = shared4(kept.gates + s * GateRow<HP>::ROW + gate * GateRow<HP>::GATE + four);
+            du.add(kept.h_rows + s * HP + quarter * UNITS, dpre);
+            dw.add(kept.x + s * EP + quarter * INPUTS, dpre);
+            db = make_float4(db.x + dpre.x, db.y + dpre.y, db.z + dpre.z, db.w + dpre.w);
         }
-        partials += (u64)e * columns;
-#pragma unroll
-        for (u32 k = 0; k < HP; ++k) {
-            if (k < hidden) partials[k * columns + col] = du[k];
-            if constexpr (SCALES<T>) all_finite &= is_finite(du[k]);
+        partials += gate * hidden;
+        all_finite &= dw.store(partials, quarter * INPUTS, e, four, hidden);
+        all_finite &= du.store(partials + (u64)e * GATES * hidden, quarter * UNITS, hidden, four, hidden);
+        if (quarter == 0) {
+            store4(partials + (u64)(e + hidden) * GATES * hidden, four, hidden, hidden % 4 == 0, db);
+            all_finite &= four >= hidden || is_finite(db.x);
+            all_finite &= four + 1 >= hidden || is_finite(db.y);
+            all_finite &= four + 2 >= hidden || is_finite(db.z);
+            all_finite &= four + 3 >= hidden || is_finite(db.w);
         }
-        partials[(u64)hidden * columns + col] = db;
-        if constexpr (SCALES<T>) all_finite &= is_finite(db);
+    } else {
+        const u32 unit = thread / GATES;
+        const u32 gate = thread % GATES;
+        float* gates = kept.gates + gate * GateRow<HP>::GATE + unit;
+        // What dh[T] needs of dense W, of the first classes.
+        constexpr u32 AHEAD = 2;
+        float dense_w[AHEAD];
+#pragma unroll
+        for (u32 c = 0; c < AHEAD; ++c) {
+            dense_w[c] = unit < hidden && c < classes ? widen(a.dense_w[(u64)unit * classes + c]) : 0.0f;
+        }
+        {
+            float u[HP];
+            load_column(a.u, hidden, hidden, unit, gate, u);
+            float c_now = 0.0f;
+            meet<BARRIER_ALL, THREADS>();
+            meet<BARRIER_ALL, THREADS>();
+            // A step's part of the backward pass is written in the next one, where there is time.
+            GateValues v = {};
+            float own = 0.0f;
+            float c_prev = 0.0f;
+            float tanh_c = 0.0f;
+            const auto keep = [&](u32 s) {
+                v = {as_stored<T>(v.i), as_stored<T>(v.f), as_stored<T>(v.g), as_stored<T>(v.o)};
+                gates[s * GateRow<HP>::ROW] = gate_slope(gate, as_stored<T>(own), v, c_prev, tanh_c);
+                if (gate == GATE_F) kept.forget[s * HP + unit] = v.f;
+                if (gate == GATE_O) kept.states[s * HP + unit] = state_slope(v.o, tanh_c);
+            };
+            for (u32 s = 0; s < t; ++s) {
+                const float given = shared1(gates + s * GateRow<HP>::ROW);
+                const float pre = recur<HP>(kept.h_rows + s * HP, u, given);
+                // At s = 0 there is nothing to keep; the same again is cheaper than a branch.
+                keep(s > 0 ? s - 1 : 0);
+                own = sigmoid_or_tanh(pre, gate == GATE_G);
+                v = exchange(own);
+                c_prev = c_now;
+                c_now = fmaf(v.f, c_now, v.i * v.g);
+                tanh_c = strict_tanh(c_now);
+                if (gate == GATE_I) kept.h_rows[(s + 1) * HP + unit] = as_stored<T>(v.o * tanh_c);
+                meet<BARRIER_ALL, THREADS>();
+            }
+            keep(t - 1);
+        }
+        float u[HP];
+        load_slice<HP>(a.u, unit, hidden, gate, u);
+        meet<BARRIER_ALL, THREADS>();
+        float dh_now = 0.0f;
+        if (unit < hidden) {
+#pragma unroll
+            for (u32 c = 0; c < AHEAD; ++c) {
+                if (c < classes) dh_now = fmaf(kept.dlogits[c], dense_w[c], dh_now);
+            }
+            for (u32 c = AHEAD; c < classes; ++c) dh_now = fmaf(kept.dlogits[c], widen(a.dense_w[(u64)unit * classes + c]), dh_now);
+        }
+        float dc_now = 0.0f;
+        float slope = gates[(t - 1) * GateRow<HP>::ROW];
+        float state = kept.states[(t - 1) * HP + unit];
+        float f = kept.forget[(t - 1) * HP + unit];
+        for (u32 s = t; s-- > 0;) {
+            float* dpre = kept.gates + s * GateRow<HP>::ROW;
+            gates[s * GateRow<HP>::ROW] = as_stored<T>(gate_backward(gate, slope, state, f, dh_now, dc_now));
+            if (s > 0) {
+                slope = gates[(s - 1) * GateRow<HP>::ROW];
+                state = kept.states[(s - 1) * HP + unit];
+                f = kept.forget[(s - 1) * HP + unit];
+            }
+            meet<BARRIER_ALL, THREADS>();
+            if (s > 0) {
+                float chain[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+                add_slice<HP>((const float4*)dpre, gate, u, chain);
+                dh_now = sum_slices(chain);
+            }
+        }
     }
 
     // dx: a thread has column k of the tile, at four time steps.
     const u32 k = threadIdx.x % TILE_INPUTS;
     for (u32 first_k = 0; first_k < e; first_k += TILE_INPUTS) {
-        // What lay there has been read; and the tile before.
-        __syncthreads();
-        for (u32 i = threadIdx.x; i < TILE_INPUTS * THREADS / 4; i += THREADS) {
-            const u32 input = i / HP;  // HP fours a row
-            const u32 four_gate = i % HP / (HP / 4);
-            const u32 four = i % (HP / 4) * 4;
-            float4 part = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-            if (first_k + input < e) {
-                part = load4(a.w + ((u64)(first_k + input) * GATES + four_gate) * hidden, four, hidden, hidden % 4 == 0);
-            }
-            *(float4*)(w_tile + input * TILE_PITCH<HP> + four_gate * HP + four) = part;
+        if (first_k > 0) {
+            // The tile before has been read.
+            meet<BARRIER_ALL, THREADS>();
+            load_tile<HP>(a.w, kept.w_tile, first_k, e, hidden, threadIdx.x, THREADS);
+            meet<BARRIER_ALL, THREADS>();
         }
-        __syncthreads();
         for (u32 first_s = threadIdx.x / TILE_INPUTS * 4; first_s < t; first_s += THREADS / TILE_INPUTS * 4) {
             float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll
             for (u32 other = 0; other < GATES; ++other) {
 #pragma unroll 4
                 for (u32 four = 0; four < HP; four += 4) {
-                    const float4 weight = shared4(w_tile + k * TILE_PITCH<HP> + other * HP + four);
+                    const float4 weight = shared4(kept.w_tile + k * TILE_PITCH<HP> + other * HP + four);
 #pragma unroll
                     for (u32 i = 0; i < 4; ++i) {
                         // Beyond the last time step: the last again, and nothing is written.
                         const u32 s = min(first_s + i, t - 1);
-                        const float4 part = shared4(gates + s * GateRow<HP>::ROW + other * GateRow<HP>::GATE + four);
+                        const float4 part = shared4(kept.gates + s * GateRow<HP>::ROW + other * GateRow<HP>::GATE + four);
                         sum[i] = fmaf(part.x, weight.x, sum[i]);
                         sum[i] = fmaf(part.y, weight.y, sum[i]);
                         sum[i] = fmaf(part.z, weight.z, sum[i]);
@@ -257,7 +410,7 @@ __device__ __forceinline__ void fused_step(const Step* steps, u32* cursor, const
     }
     if constexpr (SCALES<T>) {
         const bool warp_finite = __all_sync(ALL_LANES, all_finite);
-        if (threadIdx.x % WARP == 0) finite[row * (THREADS / WARP) + threadIdx.x / WARP] = warp_finite;
+        if (lane == 0) finite[row * (THREADS / WARP) + threadIdx.x / WARP] = warp_finite;
     }
 }
 
@@ -269,19 +422,26 @@ __device__ __forceinline__ void fused_forward(const u32* data, const u32* labels
     float* h_rows = x + t * EP;
     float* logits = h_rows + 2 * HP;
     float* probs_own = logits + classes;
-    float w_column[EP];
-    float u_column[HP];
-    const float bias = load_column<HP, EP>(a, e, hidden, w_column, u_column);
+    const u32 unit = threadIdx.x / GATES;
+    const u32 gate = threadIdx.x % GATES;
+    float w[EP];
+    float u[HP];
+    load_column(a.w, e, hidden, unit, gate, w);
+    load_column(a.u, hidden, hidden, unit, gate, u);
+    const float bias = unit < hidden ? a.b[gate * hidden + unit] : 0.0f;
+    const ClassColumn<HP> first(a, hidden, classes, threadIdx.x / WARP);
     for (u32 row = blockIdx.x; row < rows; row += gridDim.x) {
         gather<HP, EP>(data + (u64)row * t, a.table, x, t, e);
-        const float* h = walk<HP, EP, false, T>(w_column, u_column, bias, x, nullptr, h_rows, nullptr, t);
-        classify<HP>(h, a, logits, hidden, classes);
+        const float* h = walk<HP, EP, T>(w, u, bias, x, h_rows, t);
+        classify<HP>(h, a, logits, hidden, classes, threadIdx.x / WARP, GATES * HP / WARP, first);
+        __syncthreads();
         if (threadIdx.x < WARP) {
-            const RowLoss found = softmax_row(logits, probs_own, classes, labels, labels ? labels[row] : 0);
+            const Softmax softmax = softmax_row(logits, probs_own, classes);
             if (probs) {
                 for (u32 c = threadIdx.x; c < classes; c += WARP) probs[(u64)row * classes + c] = probs_own[c];
             }
             if (labels && threadIdx.x == 0) {
+                const RowLoss found = row_loss(softmax, logits, labels[row]);
                 loss[row] = found.loss;
                 hits[row] = found.hit;
             }
@@ -297,13 +457,13 @@ __device__ __forceinline__ void fused_forward(const u32* data, const u32* labels
 #define SCALING_PARAMETERS , const Scaling *scaling, u32 *finite
 #define SCALING_ARGUMENTS , scaling, finite
 #define FUSED(hp, ep, suffix, T, parameters, arguments)                                                                         \
-    extern "C" __global__ void __launch_bounds__(GATES* hp)                                                                     \
+    extern "C" __global__ void __launch_bounds__(2 * GATES * hp, 1)                                                              \
     fused_step_h##hp##_e##ep##suffix(const Step* steps, u32* cursor, const u32* data, const u32* labels, const u32* order,      \
                              const float* class_weights, const T* table, const T* w, const T* u, const float* b, const T* dense_w, \
                              const float* dense_b, float* dx, float* partials, T* h_last, float* dlogits, float* loss,          \
-                             float* hits, u32 t, u32 e, u32 hidden, u32 classes, u64 stride, u32 shared_floats parameters) {    \
+                             float* hits, u32 t, u32 e, u32 hidden, u32 classes, u64 stride parameters) {    \
         fused_step<hp, ep, T>(steps, cursor, data, labels, order, class_weights, Weights<T>{table, w, u, b, dense_w, dense_b}, dx, partials, h_last, \
-                           dlogits, loss, hits, t, e, hidden, classes, stride, shared_floats arguments);                        \
+                           dlogits, loss, hits, t, e, hidden, classes, stride arguments);                        \
     }                                                                                                                           \
     extern "C" __global__ void __launch_bounds__(GATES* hp)                                                                     \
     fused_forward_h##hp##_e##ep##suffix(const u32* data, const u32* labels, const T* table, const T* w, const T* u,             \

@@ -80,3 +80,34 @@ __device__ __forceinline__ float4 load4(const T* from, u64 at, u64 n, bool align
     return make_float4(at < n ? widen(from[at]) : 0.0f, at + 1 < n ? widen(from[at + 1]) : 0.0f,
                        at + 2 < n ? widen(from[at + 2]) : 0.0f, at + 3 < n ? widen(from[at + 3]) : 0.0f);
 }
+
+// store4 of common.cuh, rounded to 16 bits each, where `aligned` at a multiple of 8 bytes.
+template <typename T>
+__device__ __forceinline__ void store4(T* to, u64 at, u64 n, bool aligned, float4 value) {
+    const T x = narrow<T>(value.x), y = narrow<T>(value.y), z = narrow<T>(value.z), w = narrow<T>(value.w);
+    if (aligned) {
+        if (at < n) *(uint2*)(to + at) = make_uint2((u32)y.bits << 16 | x.bits, (u32)w.bits << 16 | z.bits);
+        return;
+    }
+    if (at < n) to[at] = x;
+    if (at + 1 < n) to[at + 1] = y;
+    if (at + 2 < n) to[at + 2] = z;
+    if (at + 3 < n) to[at + 3] = w;
+}
+
+// ---------------------------------------------------------------- arrays, element by element
+
+// A thread of such a kernel takes FOURS groups of four elements, as far apart as the block's threads need: so many bytes are asked for
+// before the first are there.
+constexpr u32 FOURS = ELEMENT_FOURS;
+
+// Where the thread's group j begins.
+__device__ __forceinline__ u64 four_at(u32 j, u32 threads) {
+    return (((u64)blockIdx.x * FOURS + j) * threads + threadIdx.x) * 4;
+}
+
+// Whether loads and stores of four elements may begin here.
+template <typename T>
+__device__ __forceinline__ bool is_aligned(const T* at) {
+    return ((u64)at & (4 * sizeof(T) - 1)) == 0;
+}

@@ -155,21 +155,21 @@ __device__ __forceinline__ void cell_backward(const T* dpre_next, const T* u, co
         if (unit >= hidden || row >= batch) continue;
         const u64 state = (u64)row * hidden + unit;
         const T* gate_row = gates + (u64)row * columns + unit;
-        const float i = widen(gate_row[GATE_I * hidden]);
-        const float f = widen(gate_row[GATE_F * hidden]);
-        const float g = widen(gate_row[GATE_G * hidden]);
-        const float o = widen(gate_row[GATE_O * hidden]);
+        const GateValues v = {widen(gate_row[GATE_I * hidden]), widen(gate_row[GATE_F * hidden]),
+                              widen(gate_row[GATE_G * hidden]), widen(gate_row[GATE_O * hidden])};
         float dh_sum = dh_all[r];
         if (dh) dh_sum += dh[state];
         if (dh_more) dh_sum += dh_more[state];
         const float tanh_c = strict_tanh(c[state]);
-        const float dc_all = fmaf(dh_sum * o, d_tanh(tanh_c), dc ? dc[state] : 0.0f);
+        const float dc_all = fmaf(dh_sum, state_slope(v.o, tanh_c), dc ? dc[state] : 0.0f);
         T* dpre_row = dpre + (u64)row * columns + unit;
-        dpre_row[GATE_I * hidden] = narrow<T>(dc_all * g * d_sigmoid(i));
-        dpre_row[GATE_F * hidden] = narrow<T>(dc_all * c_prev[state] * d_sigmoid(f));
-        dpre_row[GATE_G * hidden] = narrow<T>(dc_all * i * d_tanh(g));
-        dpre_row[GATE_O * hidden] = narrow<T>(dh_sum * tanh_c * d_sigmoid(o));
-        dc_prev[state] = dc_all * f;
+#pragma unroll
+        for (u32 gate = 0; gate < GATES; ++gate) {
+            const float own = gate == GATE_I ? v.i : gate == GATE_F ? v.f : gate == GATE_G ? v.g : v.o;
+            const float slope = gate_slope(gate, own, v, c_prev[state], tanh_c);
+            dpre_row[gate * hidden] = narrow<T>((gate == GATE_O ? dh_sum : dc_all) * slope);
+        }
+        dc_prev[state] = dc_all * v.f;
     }
 }
 

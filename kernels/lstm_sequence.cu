@@ -14,9 +14,9 @@
 //   _e16 _e32  backward also sums dW, dU and db of its rows in registers, last time step first, into partials[block]:
 //              [dW (E·4H) | dU (H·4H) | db (4H)]. Without the suffix: _h32 and _h64 sum dU and db, _h96 and _h128 nothing
 //              (gemm_tn and column_sums over dpre do the rest).
-//   _h128      half of U does not fit the registers. The first `staged` rows of that half (a multiple of 4) lie in dynamic shared
-//              memory, the rest is read from global memory (L2) in every time step: the order of the sums, and so the bits, do
-//              not depend on it.
+//   _h128      the last SEQUENCE_STREAMED rows of U do not fit the registers. The first `staged` of these (a multiple of 4) lie in
+//              dynamic shared memory, the rest is read from global memory (L2) in every time step: the order of the sums, and so
+//              the bits, do not depend on it.
 //   _bf16 _f16 x, U, gates, h and dpre are stored in 16 bits (src/backend/precision.rs)
 // Shapes: pre gates dpre [T,B,4H], h c [T+1,B,H] (row 0 the initial state), x [T,B,E], dh [T,B,H], h0 c0 dh_last dc_last dh0 dc0 [B,H].
 // Launch: forward grid B; backward any grid <= B, one partial a block; block 4·HP; dynamic shared staged·4·HP floats.
@@ -160,28 +160,43 @@ __device__ __forceinline__ void sequence_backward(const T* x, const T* u, const 
         const u64 state = (u64)row * hidden + unit;
         float dh_now = valid && dh_last ? dh_last[state] : 0.0f;
         float dc_now = valid && dc_last ? dc_last[state] : 0.0f;
-        float c_now = valid ? c[state + t * state_step] : 0.0f;
-        // What a time step reads from global memory is asked for one step ahead.
-        Read next = {};
+        // What a time step reads from global memory is asked for two steps ahead.
         const auto read = [&](u32 s) {
             const u64 at = state + s * state_step;
             const u64 token = (u64)s * batch + row;
-            next.gate = valid ? widen(gates[token * columns + col]) : 0.0f;
-            next.c_prev = valid ? c[at] : 0.0f;
-            next.dh = valid && dh ? dh[at] : 0.0f;
-            if (SUMS) next.h_prev = threadIdx.x < hidden ? widen(h[token * hidden + threadIdx.x]) : 0.0f;
-            if (EP > 0) next.x = threadIdx.x < e ? widen(x[token * e + threadIdx.x]) : 0.0f;
+            Read read = {};
+            read.gate = valid ? widen(gates[token * columns + col]) : 0.0f;
+            read.c_prev = valid ? c[at] : 0.0f;
+            read.dh = valid && dh ? dh[at] : 0.0f;
+            if (SUMS) read.h_prev = threadIdx.x < hidden ? widen(h[token * hidden + threadIdx.x]) : 0.0f;
+            if (EP > 0) read.x = threadIdx.x < e ? widen(x[token * e + threadIdx.x]) : 0.0f;
+            return read;
         };
-        if (t > 0) read(t - 1);
+        Read next = {};
+        Read later = {};
+        if (t > 0) next = read(t - 1);
+        if (t > 1) later = read(t - 2);
+        // What a step needs besides dh and dc, ready before they are.
+        float c_now = valid ? c[state + t * state_step] : 0.0f;
+        float slope, of_state, f;
+        const auto prepare = [&]() {
+            const GateValues v = exchange(next.gate);
+            const float tanh_c = strict_tanh(c_now);
+            slope = gate_slope(gate, next.gate, v, next.c_prev, tanh_c);
+            of_state = state_slope(v.o, tanh_c);
+            f = v.f;
+            c_now = next.c_prev;
+        };
+        prepare();
         for (u32 s = t; s-- > 0;) {
             const Read now = next;
+            next = later;
+            if (s > 1) later = read(s - 2);
             dh_now += now.dh;
-            if (s > 0) read(s - 1);
             if (SUMS && threadIdx.x < hidden) h_shared[buffer][threadIdx.x] = now.h_prev;
             if (EP > 0 && threadIdx.x < e) x_shared[buffer][threadIdx.x] = now.x;
 
-            const float dpre_own = as_stored<T>(gate_backward(now.gate, c_now, now.c_prev, dh_now, dc_now));
-            c_now = now.c_prev;
+            const float dpre_own = as_stored<T>(gate_backward(gate, slope, of_state, f, dh_now, dc_now));
             if (valid) dpre[((u64)s * batch + row) * columns + col] = narrow<T>(dpre_own);
             dpre_shared[buffer][place] = dpre_own;
             __syncthreads();
@@ -202,6 +217,8 @@ __device__ __forceinline__ void sequence_backward(const T* x, const T* u, const 
                     chain[3] = fmaf(part.w, weight.w, chain[3]);
                 }
             }
+            // Of the step to come, meanwhile; of none at s = 0, which is cheaper than a branch.
+            prepare();
             dh_now = sum_slices(chain);
 
             if constexpr (SUMS) {
@@ -240,7 +257,7 @@ __device__ __forceinline__ void sequence_backward(const T* x, const T* u, const 
         sequence_forward<hp, kept, T>(h0, c0, u, pre, gates, h, c, t, batch, hidden, staged);                                   \
     }
 #define BACKWARD(name, hp, kept, ep, sums, T)                                                                                   \
-    extern "C" __global__ void __launch_bounds__(GATES* hp)                                                                     \
+    extern "C" __global__ void __launch_bounds__(GATES* hp, hp == 32 ? 3 : 1)                                                   \
     lstm_sequence_backward_##name(const T* x, const T* u, const T* gates, const T* h, const float* c, const float* dh,          \
                                   const float* dh_last, const float* dc_last, T* dpre, float* dh0, float* dc0,                  \
                                   float* partials, u32 t, u32 batch, u32 e, u32 hidden, u64 stride, u32 staged) {               \

@@ -90,10 +90,6 @@ __device__ __forceinline__ void add_column(const float4* left, float right, floa
 }
 
 // A unit's four gates, in each of its lanes.
-struct GateValues {
-    float i, f, g, o;
-};
-
 __device__ __forceinline__ GateValues exchange(float own) {
     const u32 quad = threadIdx.x % WARP / GATES * GATES;  // the unit's first lane
     return {__shfl_sync(ALL_LANES, own, quad + GATE_I), __shfl_sync(ALL_LANES, own, quad + GATE_F),
@@ -101,15 +97,8 @@ __device__ __forceinline__ GateValues exchange(float own) {
 }
 
 // One time step back for the thread's gate: the gradient by its pre-activation, and dc_now from the state to the one before.
-__device__ __forceinline__ float gate_backward(float own, float c_now, float c_prev, float dh_now, float& dc_now) {
-    const u32 gate = threadIdx.x % GATES;
-    const GateValues v = exchange(own);
-    const float tanh_c = strict_tanh(c_now);
-    const float dc_all = fmaf(dh_now * v.o, d_tanh(tanh_c), dc_now);
-    // The gate's own derivative is a product of three.
-    const float outer = gate == GATE_O ? dh_now : dc_all;
-    const float other = gate == GATE_I ? v.g : gate == GATE_F ? c_prev : gate == GATE_G ? v.i : tanh_c;
-    const float slope = gate == GATE_G ? d_tanh(own) : d_sigmoid(own);
-    dc_now = dc_all * v.f;
-    return outer * other * slope;
+__device__ __forceinline__ float gate_backward(u32 gate, float slope, float state, float f, float dh_now, float& dc_now) {
+    const float dc_all = fmaf(dh_now, state, dc_now);
+    dc_now = dc_all * f;
+    return (gate == GATE_O ? dh_now : dc_all) * slope;
 }

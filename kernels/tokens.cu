@@ -1,8 +1,10 @@
 // The tokens of each batch in the order of their ids, so that whoever owns a row of the embedding table finds the row's tokens
 // side by side. They depend on data and order alone, not on parameters: one launch serves a whole table of steps.
-//   sorted[step]   the pairs (id, token) of the step's batch by id, and among equals by token. Token s·rows + b is time step s of
+// A row of the table belongs to bucket row % buckets, as its row / buckets: so the most frequent words, which have the lowest ids,
+// belong to different buckets. The key of an id is (id % buckets)·owned + id / buckets.
+//   sorted[step]   the pairs (key, token) of the step's batch by key, and among equals by token. Token s·rows + b is time step s of
 //                  row b of the batch.
-//   begins[step]   begins[k] = how many tokens have an id below k·owned, k <= buckets: bucket k is sorted[begins[k] .. begins[k+1]]
+//   begins[step]   begins[k] = how many tokens have a key below k·owned, k <= buckets: bucket k is sorted[begins[k] .. begins[k+1]]
 // Shapes: x [N,T], order [N], sorted scratch [steps,capacity], begins [steps,buckets+1].
 // A radix sort by single bits, lowest first, each pass stable: a warp takes one run of tokens, counts its zeros, and writes zeros
 // and ones behind those of the warps before it. `bits` is even, so that the last pass ends in `sorted`.
@@ -25,7 +27,7 @@ sort_tokens(const u32* x, const u32* order, const Step* steps, uint2* sorted, ui
 
     for (u32 token = threadIdx.x; token < n; token += SORT_THREADS) {
         const u32 id = x[(u64)order[start + token % rows] * t + token / rows];
-        sorted[token] = make_uint2(id, token);
+        sorted[token] = make_uint2(id % buckets * owned + id / buckets, token);
     }
     __syncthreads();
 

@@ -18,6 +18,8 @@ launch_constants! {
     FILL_THREADS = 256;
     /// Threads of a block of kernels that give each thread an element.
     ELEMENT_THREADS = 256;
+    /// Groups of four elements that a thread of them takes, where it takes several.
+    ELEMENT_FOURS = 4;
 
     /// Threads of the block that sorts a step's tokens.
     SORT_THREADS = 512;
@@ -45,7 +47,7 @@ launch_constants! {
     CELL_THREADS = 256;
 
     /// Rows of U that the sequence kernels for 128 units keep out of the registers, so that 512 threads fit a multiprocessor.
-    SEQUENCE_STREAMED = 64;
+    SEQUENCE_STREAMED = 48;
     /// Most blocks, and so most partial sums, of the backward pass over a sequence.
     SEQUENCE_PARTIALS = 512;
 

@@ -14,7 +14,7 @@ use std::process::{Command, Output, Stdio};
 /// An empty folder with a small data set, and a driver whose shortcomings are these variables.
 struct Driven {
     folder: tempfile::TempDir,
-    driver: Option<Vec<(&'static str, &'static str)>>,
+    driver: Option<Vec<(String, String)>>,
 }
 
 const TRAIN: [&str; 12] = [
@@ -33,7 +33,7 @@ const TRAIN: [&str; 12] = [
 ];
 
 impl Driven {
-    fn new(driver: Option<&[(&'static str, &'static str)]>) -> Self {
+    fn new(driver: Option<&[(&str, &str)]>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut csv = String::from("text,label\n");
         for row in 0..80 {
@@ -41,7 +41,8 @@ impl Driven {
             csv += &format!("\"this one, number {row}, is {word}\",{label}\n");
         }
         fs::write(folder.path().join("toy.csv"), csv).unwrap();
-        Self { folder, driver: driver.map(<[_]>::to_vec) }
+        let owned = |&(name, value): &(&str, &str)| (name.to_owned(), value.to_owned());
+        Self { folder, driver: driver.map(|variables| variables.iter().map(owned).collect()) }
     }
 
     /// Exit code, standard output and standard error.
@@ -50,7 +51,7 @@ impl Driven {
         command.args(args).current_dir(self.folder.path()).env("RECURVE_DATA", "data").stdin(Stdio::null());
         if let Some(driver) = &self.driver {
             command.env("LD_PRELOAD", softcuda::library().unwrap()).env("SOFTCUDA_QUIET", "1");
-            command.envs(driver.iter().copied());
+            command.envs(driver.iter().map(|(name, value)| (name, value)));
         }
         let output = command.output().unwrap();
         let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
@@ -361,4 +362,73 @@ fn info_lists_the_device_and_every_kernel_without_spills() {
     println!("{fused}");
     let none = place.ok(&["info"]);
     assert!(none.contains("device cuda") && none.contains("none"), "{none}");
+}
+
+/// The approximate reciprocal of the activations is the one instruction whose bits differ between devices, by a unit in the
+/// last place at most. No result may depend on it (`quotient` in common.cuh).
+#[test]
+fn no_bit_depends_on_the_approximate_reciprocal() {
+    let moved_by = |units: i32| {
+        let folder = tempfile::tempdir().unwrap();
+        let mut moved = 0;
+        for entry in fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/kernels/ptx")).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_none_or(|extension| extension != "ptx") {
+                continue;
+            }
+            let mut text = String::new();
+            for line in fs::read_to_string(&path).unwrap().lines() {
+                text += line;
+                text.push('\n');
+                if let Some(operands) = line.trim_start().strip_prefix("rcp.approx.ftz.f32 ") {
+                    let to = operands.split(',').next().unwrap();
+                    text += &format!(
+                        "{{ .reg .b32 %bits; mov.b32 %bits, {to}; add.s32 %bits, %bits, {units}; mov.b32 {to}, %bits; }}\n"
+                    );
+                    moved += 1;
+                }
+            }
+            fs::write(folder.path().join(path.file_name().unwrap()), text).unwrap();
+        }
+        assert!(moved > 0, "no kernel has an approximate reciprocal");
+        folder
+    };
+    // A model by the fused path, by the sequence's, and by cells.
+    let models = |units: i32| {
+        let kernels = moved_by(units);
+        [("33", "best"), ("33", "unfused"), ("130", "best")].map(|(hidden, path)| {
+            let folder = kernels.path().to_str().unwrap();
+            let driver = [
+                ("RECURVE_CUDA_IMAGE", "committed"),
+                ("RECURVE_CUDA_PATH", path),
+                ("SOFTCUDA_REPLACE", folder),
+            ];
+            let place = Driven::new(Some(&driver));
+            let (code, out, error) = place.run(&[
+                "train",
+                "toy.csv",
+                "--embed",
+                "4",
+                "--hidden",
+                hidden,
+                "--maxlen",
+                "8",
+                "--batch-size",
+                "16",
+                "--epochs",
+                "1",
+                "--device",
+                "cuda:0",
+                "--save",
+                "m.safetensors",
+            ]);
+            assert_eq!(code, Some(0), "{error}");
+            assert!(out.contains("softcuda"), "{out}");
+            fs::read(place.folder.path().join("m.safetensors")).unwrap()
+        })
+    };
+    let exact = models(0);
+    assert!(models(1) == exact && models(-1) == exact);
+    // And they do come from these files.
+    assert!(models(1 << 16).iter().zip(&exact).all(|(moved, exact)| moved != exact));
 }

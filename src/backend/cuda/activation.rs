@@ -2,7 +2,7 @@
 
 use super::buffer::{View, ViewMut};
 use super::context::Context;
-use super::launch::{Call, blocks};
+use super::launch::{Call, blocks, fours};
 use crate::error::Result;
 use crate::tuning::ELEMENT_THREADS;
 
@@ -33,7 +33,7 @@ pub(super) fn activate(
         Activation::Tanh => 2,
         Activation::Log => 3,
     };
-    let grid = blocks("activate", "x [n]", &[n], ELEMENT_THREADS)?;
+    let grid = blocks("activate", "x [n]", &[n], fours(ELEMENT_THREADS))?;
     let call = Call::new(ctx, &ctx.kernels.activate);
     let call = call.input("x [n]", x, &[n])?.output("out [n]", &mut out, &[n])?.size("n", n)?.u32(which);
     // SAFETY: the parameters are `x, out, n, which`; threads beyond `n` do nothing, and both hold `n` elements.

@@ -6,7 +6,7 @@ use super::half::Stored;
 use super::launch::{Call, blocks};
 use crate::backend::EmbeddingDims;
 use crate::error::{Error, Result};
-use crate::tuning::{ELEMENT_THREADS, EMBEDDING_ROWS, EMBEDDING_THREADS};
+use crate::tuning::{ELEMENT_FOURS, ELEMENT_THREADS, EMBEDDING_ROWS, EMBEDDING_THREADS};
 
 /// Ids that may lie beyond the table: a mistake in this crate, because whoever made them knew the table.
 pub(super) fn check_below(op: &'static str, ids: Ids<'_>, limit: usize) -> Result<()> {
@@ -31,7 +31,8 @@ pub(super) fn forward<S: Stored>(
 ) -> Result<()> {
     let EmbeddingDims { n, v, e } = d;
     check_below("embedding_forward", ids, v)?;
-    let grid = blocks("embedding_forward", "out [n,E]", &[n, e], ELEMENT_THREADS)?;
+    let grid =
+        blocks("embedding_forward", "out [n,E/4]", &[n, e.div_ceil(4)], ELEMENT_THREADS * ELEMENT_FOURS)?;
     let call = Call::new(ctx, &S::of(&ctx.kernels).embedding_forward)
         .input("table [V,E]", table, &[v, e])?
         .input("ids [n]", ids.view, &[n])?

@@ -12,8 +12,8 @@ use std::fmt;
 
 /// Most hidden units of the fused kernels.
 const MOST_HIDDEN: usize = 64;
-/// Warps of a block of them: four threads a unit.
-pub(super) const MOST_WARPS: usize = 4 * MOST_HIDDEN / 32;
+/// Most warps of a block of the training step: eight threads a unit.
+pub(super) const MOST_WARPS: usize = 8 * MOST_HIDDEN / 32;
 
 /// Shared memory of a block that every GPU has which the kernels run on (compute capability 7.5 has the least).
 const LEAST_SHARED: usize = 64 << 10;
@@ -82,14 +82,12 @@ impl Fused {
         if t == 0 {
             return Err(Unfused::Registers);
         }
-        // As fused.cu lays them out: gates by rows of 4·(HP + 8); h, c and x, or later 16 rows of W; logits and their
-        // gradients.
-        let states = t.saturating_add(1).saturating_mul(2 * padded);
-        let kept = states.saturating_add(t.saturating_mul(inputs));
+        // As `Kept` of fused.cuh lays them out: of each time step gates by rows of 4·(HP + 8), h, two more numbers a unit
+        // and x; h of one step more, 16 rows of W, the logits and their gradients.
+        let of_a_step = 4 * (padded + 8) + 3 * padded + inputs;
         let tile = 16 * (4 * padded + 4);
-        let gates = t.saturating_mul(4 * (padded + 8));
         let classes = classes.saturating_mul(2);
-        let step = gates.saturating_add(kept.max(tile)).saturating_add(classes);
+        let step = t.saturating_mul(of_a_step).saturating_add(padded + tile).saturating_add(classes);
         let forward = t.saturating_mul(inputs).saturating_add(2 * padded).saturating_add(classes);
         let narrow = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         Ok(Self {
@@ -116,13 +114,18 @@ impl Fused {
         (self.forward_bytes <= available).then_some(self)
     }
 
-    /// Warps of a block.
+    /// Warps of a block of the training step.
     pub(super) fn warps(&self) -> usize {
-        self.threads() as usize / 32
+        self.step_threads() as usize / 32
     }
 
-    /// Threads of a block.
-    fn threads(&self) -> u32 {
+    /// Threads of a block of the training step: one half walks through time, the other helps.
+    fn step_threads(&self) -> u32 {
+        8 * self.padded
+    }
+
+    /// Threads of a block of the forward pass alone.
+    fn forward_threads(&self) -> u32 {
         4 * self.padded
     }
 
@@ -240,7 +243,6 @@ pub(super) fn step<S: Stored>(
     super::embedding::check_below("fused_step", from.x, config.vocab)?;
     super::embedding::check_below("fused_step", from.labels, c)?;
     let stride = stride(config);
-    let floats = fused.step_bytes / 4;
     let call = Call::new(ctx, fused.kernels(S::of(&ctx.kernels)).0)
         .input("steps", steps, &[1])?
         .output("cursor", &mut cursor, &[CURSORS])?
@@ -259,8 +261,7 @@ pub(super) fn step<S: Stored>(
         .size("E", e)?
         .size("H", h)?
         .size("C", c)?
-        .u64(stride as u64)
-        .size("shared floats", floats)?;
+        .u64(stride as u64);
     if let Some((scaling, mut finite)) = scaling {
         call = call.input("scaling", scaling, &[1])?.output(
             "finite [B,warps]",
@@ -270,13 +271,13 @@ pub(super) fn step<S: Stored>(
     }
     let grid = size("fused_step", "rows", rows)?;
     // SAFETY: the parameters are `steps, cursor, data, labels, order, class_weights, table, w, u, b, dense_w, dense_b, dx,
-    // partials, h_last, dlogits, loss, hits, t, e, hidden, classes, stride, shared_floats`, and of f16 `scaling, finite`. A
+    // partials, h_last, dlogits, loss, hits, t, e, hidden, classes, stride`, and of f16 `scaling, finite`. A
     // block below the step's rows, of which there are
     // at most `rows`, has one row of every array: all were checked; the engine has checked that the step's rows lie within
     // the order, the order's within the data set, and ids and labels were compared with V and C above. The kernel is wide
     // enough for H and E, and its shared memory is what `Fused::new` counts, allowed when the kernels were loaded.
     unsafe {
-        call.launch([grid, 1, 1], fused.threads(), size("fused_step", "shared bytes", fused.step_bytes)?)
+        call.launch([grid, 1, 1], fused.step_threads(), size("fused_step", "shared bytes", fused.step_bytes)?)
     }
 }
 
@@ -326,13 +327,13 @@ pub(super) fn forward<S: Stored>(
         .size("H", h)?
         .size("C", c)?;
     // As many blocks as the device may hold at a time, each of which keeps its weights for many rows.
-    let grid =
-        size("fused_forward", "rows", rows)?.min(ctx.multiprocessors.saturating_mul(2048 / fused.threads()));
+    let grid = size("fused_forward", "rows", rows)?
+        .min(ctx.multiprocessors.saturating_mul(2048 / fused.forward_threads()));
     let bytes = size("fused_forward", "shared bytes", fused.forward_bytes)?;
     // SAFETY: the parameters are `data, labels, table, w, u, b, dense_w, dense_b, probs, loss, hits, rows, t, e, hidden,
     // classes`; the blocks have rows below `rows` of every array: all were checked, ids and labels compared with V and C.
     // Without labels `loss` and `hits` are null too. Widths and shared memory as in `step`.
-    unsafe { call.launch([grid, 1, 1], fused.threads(), bytes) }
+    unsafe { call.launch([grid, 1, 1], fused.forward_threads(), bytes) }
 }
 
 #[cfg(test)]
@@ -365,10 +366,9 @@ mod tests {
     #[test]
     fn shared_memory_is_what_a_row_keeps() {
         let fused = shape(16, 32, 2, 32).unwrap();
-        assert_eq!(fused.step_bytes, 4 * (32 * 160 + 2 * 33 * 32 + 32 * 16 + 4));
+        assert_eq!(fused.step_bytes, 4 * (32 * (160 + 3 * 32 + 16) + 32 + 16 * 132 + 4));
         assert_eq!(fused.within(30_000), Err(Unfused::Shared(fused.step_bytes, 30_000)));
         assert_eq!(fused.within(fused.step_bytes), Ok(fused));
-        // A sequence too short to cover a tile of W.
-        assert_eq!(shape(16, 32, 2, 1).unwrap().step_bytes, 4 * (160 + 16 * 132 + 4));
+        assert_eq!(shape(16, 32, 2, 1).unwrap().step_bytes, 4 * (160 + 3 * 32 + 16 + 32 + 16 * 132 + 4));
     }
 }

@@ -2,7 +2,7 @@
 
 use super::buffer::{DeviceVec, View, ViewMut};
 use super::context::{Context, Kernel, Kernels, Typed};
-use super::launch::{Call, blocks};
+use super::launch::{Call, blocks, fours};
 use super::steps::{CURSORS, Step};
 use crate::backend::{AdamConfig, LossScale, Precision};
 use crate::error::{Error, Result};
@@ -131,7 +131,7 @@ impl From<Scaling> for LossScale {
 pub(super) fn store<S: Stored>(ctx: &Context, from: View<'_, f32>, mut to: ViewMut<'_, S>) -> Result<()> {
     let Some(kernel) = S::store(&ctx.kernels) else { return Ok(()) };
     let n = to.len();
-    let grid = blocks("store", "to [n]", &[n], ELEMENT_THREADS)?;
+    let grid = blocks("store", "to [n]", &[n], fours(ELEMENT_THREADS))?;
     let call = Call::new(ctx, kernel)
         .input("from [n]", from, &[n])?
         .output("to [n]", &mut to, &[n])?

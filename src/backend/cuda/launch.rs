@@ -7,6 +7,7 @@
 use super::buffer::{View, ViewMut};
 use super::context::{Context, Kernel};
 use crate::error::{Error, Result};
+use crate::tuning::ELEMENT_FOURS;
 use cudarc::driver::result;
 use std::ffi::c_void;
 
@@ -204,6 +205,11 @@ pub(super) fn size(op: &'static str, what: &'static str, n: usize) -> Result<u32
         expected: "below 2^32 (kernels count in 32 bits)".to_string(),
         found: n.to_string(),
     })
+}
+
+/// Elements of a block of `threads` threads that take `ELEMENT_FOURS` groups of four each.
+pub(super) const fn fours(threads: u32) -> u32 {
+    threads * 4 * ELEMENT_FOURS
 }
 
 /// The blocks of `per` elements each that cover `dims` elements: at most 2^31 − 1.

@@ -7,7 +7,7 @@ use super::steps::Step;
 use crate::error::Result;
 use crate::tuning::{ADAM_THREADS, EMBEDDING_TILE, SORT_THREADS};
 
-/// An id and its token.
+/// An id's key (tokens.cu) and its token.
 pub(super) type Pair = [u32; 2];
 
 /// How `adam_step` divides a table `[V,E]` among its blocks; it depends on nothing else.
@@ -19,7 +19,7 @@ pub(super) struct Buckets {
     pub(super) count: usize,
     /// Blocks along the columns.
     pub(super) tiles: usize,
-    /// Passes of the sort: bits of an id, even.
+    /// Passes of the sort: bits of a key, even.
     bits: u32,
 }
 
@@ -29,10 +29,12 @@ impl Buckets {
         let tile = EMBEDDING_TILE as usize;
         let quads = e.min(tile).div_ceil(4).max(1);
         let owned = ADAM_THREADS as usize / quads;
-        let bits = usize::BITS - v.saturating_sub(1).leading_zeros();
+        let count = v.div_ceil(owned);
+        // A key is below count·owned.
+        let bits = usize::BITS - count.saturating_mul(owned).saturating_sub(1).leading_zeros();
         Self {
             owned: u32::try_from(owned).unwrap_or(1),
-            count: v.div_ceil(owned),
+            count,
             tiles: e.div_ceil(tile),
             bits: bits.next_multiple_of(2),
         }
@@ -81,8 +83,10 @@ pub(super) fn sort_tokens(
         .size("buckets", buckets.count)?
         .u64(capacity as u64);
     let grid = size("sort_tokens", "steps", count)?;
+    size("sort_tokens", "keys", buckets.count.saturating_mul(buckets.owned as usize))?;
     // SAFETY: the parameters are `x, order, steps, sorted, scratch, begins, t, bits, owned, buckets, capacity`. A block has
     // one step: `rows·t` tokens, at most `capacity`, as the engine has checked along with that the step's rows lie within
-    // the order, and the order's within `x`; ids are below V, so no bucket is beyond `buckets`.
+    // the order, and the order's within `x`; ids are below V, so every key is below buckets·owned, which was checked to
+    // fit 32 bits, and no bucket is beyond `buckets`.
     unsafe { call.launch([grid, 1, 1], SORT_THREADS, 0) }
 }

@@ -10,7 +10,8 @@
 //                        layer        a thread an element of W, U, b: the sum of the rows' (or slices') partials, p = 0, 1, …
 //                        dense        a warp an element of W [H,C], b [C]: lanes stride over the batch, then a fixed tree
 //                        embedding    (bucket, tile of EMBEDDING_TILE columns): a thread owns four columns of a row of the table and
-//                                     sums its tokens' dx in the tokens' order; they lie side by side in `sorted` (tokens.cu)
+//                                     sums its tokens' dx in the tokens' order; they lie side by side in `sorted` (tokens.cu), and so
+//                                     does dx itself after a fused step (by_rows)
 //   adam_step_bf16     also writes each parameter that it changes to a copy, rounded to 16 bits: stored [n], as params
 //     adam_step_f16   the same; gradients are those of a scaled loss, and a step that is skipped changes metrics and cursor alone
 //   adam               four elements a thread, g = grads[i]·scale
@@ -99,7 +100,7 @@ __device__ __forceinline__ float sum_partials(const float* partials, u32 count, 
 // The sum of the four columns' gradients over the tokens of a row, in their order; `from` and `to` bound the bucket's tokens.
 // A chunk of tokens at a time comes to shared memory: a row with many tokens would wait for each of them.
 __device__ __forceinline__ float4 sum_tokens(const uint2* sorted, u32 from, u32 to, const float* dx, u32 e, u32 first_key, u32 rows,
-                                             u32 row, u32 first_col, u32 quad, u32 quads) {
+                                             u32 row, u32 first_col, u32 quad, u32 quads, bool placed) {
     __shared__ __align__(16) float4 staged[STAGED_QUADS];
     __shared__ u32 row_begin[ADAM_THREADS];
     __shared__ u32 row_end[ADAM_THREADS];
@@ -116,7 +117,7 @@ __device__ __forceinline__ float4 sum_tokens(const uint2* sorted, u32 from, u32 
             if (i + 1 == count || sorted[first + i + 1].x != key) row_end[key - first_key] = i + 1;
         }
         for (u32 i = threadIdx.x; i < count * quads; i += ADAM_THREADS) {
-            const u64 token = sorted[first + i / quads].y;
+            const u64 token = placed ? first + i / quads : sorted[first + i / quads].y;
             const u32 col = first_col + i % quads * 4;
             staged[i] = load4(dx + token * e, col, e, e % 4 == 0);
         }
@@ -219,7 +220,8 @@ step_all(const Step* steps, u32* cursor, float* params, float* m, float* v, cons
     }
     const u32* bounds = begins + (u64)at * (buckets + 1) + bucket;
     sorted += at * capacity;
-    float4 g = sum_tokens(sorted, bounds[0], bounds[1], dx, e, bucket * owned, owned_rows, row, first_col, quad, quads);
+    float4 g = sum_tokens(sorted, bounds[0], bounds[1], dx, e, bucket * owned, owned_rows, row, first_col, quad, quads,
+                          by_rows);
     if constexpr (SCALES<T>) g = make_float4(g.x * unscale, g.y * unscale, g.z * unscale, g.w * unscale);
     if (!owns || stays(k, g, mean, square)) return;
     update_four(k, g, p, mean, square, params + base, m + base, v + base, stored + base, col, e, aligned);

@@ -2,21 +2,26 @@
 // in shared memory, weights and the sums of their gradients in registers. The equations stand in embedding.cu, lstm_cell.cu,
 // dense.cu and cross_entropy.cu; every sum has the order of the kernels there, so that the bits are the same.
 //
-//   fused_step      forward and backward of row blockIdx of the step at the cursor:
-//                   1. x[s] = table[ids[s]], pre[s] = b + x[s]·W (a chain in the order of k) + h[s]·U (four chains, as in
-//                      lstm_sequence.cu), a barrier a time step; pre[s+1]'s part that needs no h is summed meanwhile.
-//                   2. logits = b + h[T]·W (a warp a class), softmax and loss (warp 0), dh[T] = dlogits·Wᵀ.
-//                   3. back through time; dpre[s] takes the place of gates[s]; dW, dU, db in registers.
-//                   4. dx[s] = dpre[s]·Wᵀ, 16 columns of W at a time through shared memory, four time steps a thread.
-//                   It writes dx, loss, hits, dlogits, h[T] and the row's gradients, partials[row] =
-//                   [dW (E·4H) | dU (H·4H) | db (4H)]: adam_step (adam.cu) takes these.
-//   fused_forward   1 and 2 alone, of the rows first + blockIdx, …: probs, or loss and hits, or all.
+//   fused_step      forward and backward of row blockIdx of the step at the cursor, by two halves of a block. One walks through time,
+//                   thread tid = unit tid/4, gate tid%4; the other helps, a time step ahead of it or behind. A barrier of all a
+//                   time step.
+//                   1. x[s] = table[ids[s]]. The helpers: given[s] = b + x[s]·W (a chain in the order of k); the walkers add h[s]·U
+//                      (four chains, as in lstm_sequence.cu), and keep what the backward pass needs that is no gradient
+//                      (gate_slope, state_slope, f) in the place of given[s].
+//                   2. The helpers: logits = b + h[T]·W (a warp a class), softmax and loss (one warp). dh[T] = dlogits·Wᵀ.
+//                   3. Back through time: the walkers' dpre[s] takes the place of the slopes; the helpers add dW, dU, db in
+//                      registers, four columns a thread, and, where H is padded to 32, dx[s] = dpre[s]·Wᵀ of the first 16 inputs,
+//                      one chain spread over the time steps that follow.
+//                   4. What is left of dx, 16 columns of W at a time through shared memory.
+//                   It writes dx (in the order of the sorted tokens, tokens.cu), loss, hits, dlogits, h[T] and the row's gradients,
+//                   partials[row] = [dW (E·4H) | dU (H·4H) | db (4H)]: adam_step (adam.cu) takes these.
+//   fused_forward   1 and 2 alone, of the rows blockIdx, blockIdx + gridDim, …: probs, or loss and hits, or all.
 //   _hHP_eEP        H is padded to HP (32 or 64), E to EP (16, 32 or 64); what is padded holds zeros.
-// Shapes: x [N,T], labels order [N], table [V,E], w [E,4H], u [H,4H], b [4H], dense_w [H,C], dense_b [C], dx [T,rows,E], loss hits
-// [rows], probs dlogits [rows,C], h_last [rows,H], class_weights [C] or null (all 1). Ids are below V, labels below C, the order's
-// rows below N: the host has checked.
-// Launch: fused_step a block a row of the largest batch (those beyond the step's rows leave), fused_forward any grid; block 4·HP,
-// thread tid = unit tid/4, gate tid%4; dynamic shared as Fused::new (src/backend/cuda/fused.rs) says.
+// Shapes: tokens [steps,capacity] (tokens.cu), x [N,T], labels order [N], table [V,E], w [E,4H], u [H,4H], b [4H], dense_w [H,C],
+// dense_b [C], dx [rows·T,E], loss hits [rows], probs dlogits [rows,C], h_last [rows,H], class_weights [C] or null (all 1). Ids are below
+// V, labels below C, the order's rows below N: the host has checked.
+// Launch: fused_step a block of 8·HP threads a row of the largest batch (those beyond the step's rows leave), fused_forward any grid of
+// blocks of 4·HP; dynamic shared as Fused::new (src/backend/cuda/fused.rs) says.
 #include "fused.cuh"
 
 FUSED(32, 16, , float, NO_PARAMETERS, NO_ARGUMENTS)

@@ -18,13 +18,13 @@ struct Weights {
     const float* dense_b;
 };
 
-// x[s] of all time steps from the table.
-template <u32 HP, u32 EP, typename T>
-__device__ __forceinline__ void gather(const u32* ids, const T* table, float* x, u32 t, u32 e) {
+// x[s] of all time steps from the table; id_of(s, whether this thread is the first of those that ask for it).
+template <u32 EP, typename T, typename F>
+__device__ __forceinline__ void gather(const T* table, float* x, u32 t, u32 e, F id_of) {
     constexpr u32 QUADS = EP / 4;
     float4* fours = (float4*)x;
     for (u32 i = threadIdx.x; i < t * QUADS; i += blockDim.x) {
-        const u64 id = ids[i / QUADS];
+        const u64 id = id_of(i / QUADS, i % QUADS == 0);
         fours[i] = load4(table + id * e, i % QUADS * 4, e, e % 4 == 0);
     }
 }
@@ -117,13 +117,14 @@ __device__ __forceinline__ void classify(const float* h, const Weights<T>& a, fl
     }
 }
 
-// All threads of the block; or, by a barrier of their own, the first or the second half, each of them `count` threads. Its halves do
-// different things, and meet here at different places in the code.
+// All threads of the block; or, by a barrier of their own, the helping half. The halves meet at different places in the code, which
+// __syncthreads must not. A warp comes whole: lanes that have parted before come together first.
 constexpr u32 BARRIER_ALL = 1;
 constexpr u32 BARRIER_HELPERS = 2;
 template <u32 ID, u32 COUNT>
 __device__ __forceinline__ void meet() {
-    __barrier_sync_count(ID, COUNT);
+    __syncwarp();
+    asm volatile("bar.sync %0, %1;" ::"n"(ID), "n"(COUNT) : "memory");
 }
 
 // Shared memory of fused_step, in order. What a time step's backward pass needs takes the place of what its forward pass has used.
@@ -135,12 +136,14 @@ struct Kept {
     float* forget;  // [t, HP]: the gate f
     float* x;       // [t, EP]
     float* w_tile;  // [TILE_INPUTS, TILE_PITCH]
+    u32* places;    // [t]: where dx[s] goes
     float* logits;
     float* dlogits;
 
     __device__ __forceinline__ Kept(float* shared, u32 t, u32 classes)
         : gates(shared), h_rows(gates + t * GateRow<HP>::ROW), states(h_rows + (t + 1) * HP), forget(states + t * HP),
-          x(forget + t * HP), w_tile(x + t * EP), logits(w_tile + TILE_INPUTS * TILE_PITCH<HP>), dlogits(logits + classes) {}
+          x(forget + t * HP), w_tile(x + t * EP), places((u32*)(w_tile + TILE_INPUTS * TILE_PITCH<HP>)), logits((float*)(places + t)),
+          dlogits(logits + classes) {}
 };
 
 // Columns of W from first_k on into w_tile, by `threads` threads, of which this is `thread`.
@@ -154,6 +157,24 @@ __device__ __forceinline__ void load_tile(const T* w, float* w_tile, u32 first_k
         if (first_k + input < e) part = load4(w + ((u64)(first_k + input) * GATES + gate) * hidden, four, hidden, hidden % 4 == 0);
         *(float4*)(w_tile + input * TILE_PITCH<HP> + gate * HP + four) = part;
     }
+}
+
+// The columns of dpre and W that are multiplied in one time step for each dx, and how many time steps it takes.
+constexpr u32 PART = 16;
+
+// sum + left · right over N numbers, one chain.
+template <u32 N>
+__device__ __forceinline__ float add_chain(const float* left, const float* right, float sum) {
+#pragma unroll
+    for (u32 j = 0; j < N; j += 4) {
+        const float4 a = shared4(left + j);
+        const float4 b = shared4(right + j);
+        sum = fmaf(a.x, b.x, sum);
+        sum = fmaf(a.y, b.y, sum);
+        sum = fmaf(a.z, b.z, sum);
+        sum = fmaf(a.w, b.w, sum);
+    }
+    return sum;
 }
 
 // The four columns and N rows of a sum of outer products that a helper has in registers.
@@ -193,13 +214,17 @@ struct Tile {
 };
 
 template <u32 HP, u32 EP, typename T>
-__device__ __forceinline__ void fused_step(const Step* steps, u32* cursor, const u32* data, const u32* labels, const u32* order,
+__device__ __forceinline__ void fused_step(const Step* steps, u32* cursor, const uint2* tokens, const u32* labels, const u32* order,
                                            const float* class_weights, const Weights<T>& a, float* dx, float* partials, T* h_last,
                                            float* dlogits, float* loss,
-                                           float* hits, u32 t, u32 e, u32 hidden, u32 classes, u64 stride,
+                                           float* hits, u32 t, u32 e, u32 hidden, u32 classes, u64 stride, u64 capacity,
                                            const Scaling* scaling, u32* finite) {
     constexpr u32 HALF = GATES * HP;
     constexpr u32 THREADS = 2 * HALF;
+    // Of 64 units the sums of the gradients leave no registers for dx along the way.
+    constexpr bool DX_ALONG = HP == 32;
+    constexpr u32 LAG = HALF / PART;
+    static_assert(LAG * TILE_INPUTS == HALF && HP % PART == 0, "a helper has an input and a turn; a part lies in one gate");
     extern __shared__ __align__(16) float shared[];
     const Kept<HP, EP> kept(shared, t, classes);
     // The same in all lanes of a warp, and the compiler is to know it.
@@ -213,14 +238,18 @@ __device__ __forceinline__ void fused_step(const Step* steps, u32* cursor, const
     const u32 rows = step.rows;
     const u32 row = blockIdx.x;
     if (row >= rows) return;
-    const u64 example = order[step.batch_start + row];
-    gather<HP, EP>(data + example * t, a.table, kept.x, t, e);
+    tokens += at * capacity + row * t;
+    gather<EP>(a.table, kept.x, t, e, [&](u32 s, bool first) {
+        const uint2 token = tokens[s];
+        if (first) kept.places[s] = token.y;
+        return token.x;
+    });
     [[maybe_unused]] bool all_finite = true;
     partials += row * stride;
 
     if (helps) {
         // What the loss will need, before anybody waits for it.
-        const u32 label = labels[example];
+        const u32 label = labels[order[step.batch_start + row]];
         const float weight = class_weights ? class_weights[label] : 1.0f;
         [[maybe_unused]] float scale = 1.0f;
         if constexpr (SCALES<T>) scale = scaling->scale;
@@ -279,12 +308,35 @@ __device__ __forceinline__ void fused_step(const Step* steps, u32* cursor, const
         Tile<UNITS> du = {};
         Tile<INPUTS> dw = {};
         float4 db = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        // dx[s] of the tile's inputs, LAG time steps after dpre[s]: thread (input, turn) has every LAG-th s, and adds a part of
+        // PART columns in each time step.
+        const u32 input = thread % TILE_INPUTS;
+        const float* w_row = kept.w_tile + input * TILE_PITCH<HP>;
+        u32 dx_s = t - 1;
+        u32 part = LAG;
+        float dx_sum = 0.0f;
         for (u32 s = t; s-- > 0;) {
             meet<BARRIER_ALL, THREADS>();
             const float4 dpre = shared4(kept.gates + s * GateRow<HP>::ROW + gate * GateRow<HP>::GATE + four);
             du.add(kept.h_rows + s * HP + quarter * UNITS, dpre);
             dw.add(kept.x + s * EP + quarter * INPUTS, dpre);
             db = make_float4(db.x + dpre.x, db.y + dpre.y, db.z + dpre.z, db.w + dpre.w);
+            if constexpr (DX_ALONG) {
+                if (s % LAG == thread / TILE_INPUTS) {
+                    dx_s = s;
+                    part = 0;
+                    dx_sum = 0.0f;
+                }
+                // Before its first s a thread multiplies dpre[t-1] and drops it.
+                const u32 first = part % LAG * PART;
+                const float* dpre_part = kept.gates + dx_s * GateRow<HP>::ROW + first / HP * GateRow<HP>::GATE + first % HP;
+                dx_sum = add_chain<PART>(dpre_part, w_row + first, dx_sum);
+                ++part;
+                if (part == LAG && input < e) {
+                    dx[(u64)kept.places[dx_s] * e + input] = dx_sum;
+                    if constexpr (SCALES<T>) all_finite &= is_finite(dx_sum);
+                }
+            }
         }
         partials += gate * hidden;
         all_finite &= dw.store(partials, quarter * INPUTS, e, four, hidden);
@@ -371,42 +423,33 @@ __device__ __forceinline__ void fused_step(const Step* steps, u32* cursor, const
         }
     }
 
-    // dx: a thread has column k of the tile, at four time steps.
-    const u32 k = threadIdx.x % TILE_INPUTS;
-    for (u32 first_k = 0; first_k < e; first_k += TILE_INPUTS) {
-        if (first_k > 0) {
-            // The tile before has been read.
-            meet<BARRIER_ALL, THREADS>();
-            load_tile<HP>(a.w, kept.w_tile, first_k, e, hidden, threadIdx.x, THREADS);
-            meet<BARRIER_ALL, THREADS>();
-        }
-        for (u32 first_s = threadIdx.x / TILE_INPUTS * 4; first_s < t; first_s += THREADS / TILE_INPUTS * 4) {
-            float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+    // What is left of dx: the last LAG time steps (the first of the sequence), an input and a time step each thread of the first
+    // half, while the second writes its sums; then the inputs beyond the first tile.
+    const auto rest_of_dx = [&](u32 first_k, u32 t, u32 thread, u32 threads) {
+        const u32 k = thread % TILE_INPUTS;
+        for (u32 s = thread / TILE_INPUTS; s < t; s += threads / TILE_INPUTS) {
+            float sum = 0.0f;
 #pragma unroll
-            for (u32 other = 0; other < GATES; ++other) {
-#pragma unroll 4
-                for (u32 four = 0; four < HP; four += 4) {
-                    const float4 weight = shared4(kept.w_tile + k * TILE_PITCH<HP> + other * HP + four);
-#pragma unroll
-                    for (u32 i = 0; i < 4; ++i) {
-                        // Beyond the last time step: the last again, and nothing is written.
-                        const u32 s = min(first_s + i, t - 1);
-                        const float4 part = shared4(kept.gates + s * GateRow<HP>::ROW + other * GateRow<HP>::GATE + four);
-                        sum[i] = fmaf(part.x, weight.x, sum[i]);
-                        sum[i] = fmaf(part.y, weight.y, sum[i]);
-                        sum[i] = fmaf(part.z, weight.z, sum[i]);
-                        sum[i] = fmaf(part.w, weight.w, sum[i]);
-                    }
-                }
+            for (u32 gate = 0; gate < GATES; ++gate) {
+                sum = add_chain<HP>(kept.gates + s * GateRow<HP>::ROW + gate * GateRow<HP>::GATE, kept.w_tile + k * TILE_PITCH<HP> + gate * HP, sum);
             }
-#pragma unroll
-            for (u32 i = 0; i < 4; ++i) {
-                if (first_s + i < t && first_k + k < e) {
-                    dx[((u64)(first_s + i) * rows + row) * e + first_k + k] = sum[i];
-                    if constexpr (SCALES<T>) all_finite &= is_finite(sum[i]);
-                }
+            if (first_k + k < e) {
+                dx[(u64)kept.places[s] * e + first_k + k] = sum;
+                if constexpr (SCALES<T>) all_finite &= is_finite(sum);
             }
         }
+    };
+    if constexpr (DX_ALONG) {
+        if (!helps) rest_of_dx(0, min(t, LAG), thread, HALF);
+    } else {
+        rest_of_dx(0, t, threadIdx.x, THREADS);
+    }
+    for (u32 first_k = TILE_INPUTS; first_k < e; first_k += TILE_INPUTS) {
+        // The tile before has been read.
+        meet<BARRIER_ALL, THREADS>();
+        load_tile<HP>(a.w, kept.w_tile, first_k, e, hidden, threadIdx.x, THREADS);
+        meet<BARRIER_ALL, THREADS>();
+        rest_of_dx(first_k, t, threadIdx.x, THREADS);
     }
     if constexpr (SCALES<T>) {
         const bool warp_finite = __all_sync(ALL_LANES, all_finite);
@@ -431,7 +474,7 @@ __device__ __forceinline__ void fused_forward(const u32* data, const u32* labels
     const float bias = unit < hidden ? a.b[gate * hidden + unit] : 0.0f;
     const ClassColumn<HP> first(a, hidden, classes, threadIdx.x / WARP);
     for (u32 row = blockIdx.x; row < rows; row += gridDim.x) {
-        gather<HP, EP>(data + (u64)row * t, a.table, x, t, e);
+        gather<EP>(a.table, x, t, e, [&](u32 s, bool) { return data[(u64)row * t + s]; });
         const float* h = walk<HP, EP, T>(w, u, bias, x, h_rows, t);
         classify<HP>(h, a, logits, hidden, classes, threadIdx.x / WARP, GATES * HP / WARP, first);
         __syncthreads();
@@ -458,12 +501,12 @@ __device__ __forceinline__ void fused_forward(const u32* data, const u32* labels
 #define SCALING_ARGUMENTS , scaling, finite
 #define FUSED(hp, ep, suffix, T, parameters, arguments)                                                                         \
     extern "C" __global__ void __launch_bounds__(2 * GATES * hp, 1)                                                              \
-    fused_step_h##hp##_e##ep##suffix(const Step* steps, u32* cursor, const u32* data, const u32* labels, const u32* order,      \
+    fused_step_h##hp##_e##ep##suffix(const Step* steps, u32* cursor, const uint2* tokens, const u32* labels, const u32* order,      \
                              const float* class_weights, const T* table, const T* w, const T* u, const float* b, const T* dense_w, \
                              const float* dense_b, float* dx, float* partials, T* h_last, float* dlogits, float* loss,          \
-                             float* hits, u32 t, u32 e, u32 hidden, u32 classes, u64 stride parameters) {    \
-        fused_step<hp, ep, T>(steps, cursor, data, labels, order, class_weights, Weights<T>{table, w, u, b, dense_w, dense_b}, dx, partials, h_last, \
-                           dlogits, loss, hits, t, e, hidden, classes, stride arguments);                        \
+                             float* hits, u32 t, u32 e, u32 hidden, u32 classes, u64 stride, u64 capacity parameters) {    \
+        fused_step<hp, ep, T>(steps, cursor, tokens, labels, order, class_weights, Weights<T>{table, w, u, b, dense_w, dense_b}, dx, partials, h_last, \
+                           dlogits, loss, hits, t, e, hidden, classes, stride, capacity arguments);                        \
     }                                                                                                                           \
     extern "C" __global__ void __launch_bounds__(GATES* hp)                                                                     \
     fused_forward_h##hp##_e##ep##suffix(const u32* data, const u32* labels, const T* table, const T* w, const T* u,             \

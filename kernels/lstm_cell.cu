@@ -15,10 +15,11 @@
 // Launch: grid (⌈H/CELL_UNITS⌉, ⌈B/CELL_ROWS⌉), block CELL_THREADS.
 #include "half.cuh"
 
-constexpr u32 CELL_K = 16;
+// Wide: between two strips every thread waits for memory once.
+constexpr u32 CELL_K = 64;
 constexpr u32 ROW_PAIRS = CELL_ROWS / 2;
 static_assert(CELL_THREADS == ROW_PAIRS * CELL_UNITS, "a thread computes two rows of a unit");
-static_assert(CELL_ROWS * CELL_K % CELL_THREADS == 0 && CELL_UNITS * CELL_K <= CELL_THREADS, "strips are loaded evenly");
+static_assert(CELL_ROWS * CELL_K % CELL_THREADS == 0 && CELL_UNITS * CELL_K % CELL_THREADS == 0, "strips are loaded evenly");
 
 // A strip [CELL_ROWS, CELL_K] of a row-major operand [rows, k]; what lies outside is 0.
 template <typename T>
@@ -53,8 +54,9 @@ __device__ __forceinline__ void add_product(const T* operand, const T* weights, 
             ((float*)&gates[inner][at_unit])[gate] = inside ? widen(weights[at]) : 0.0f;
         }
         __syncthreads();
-#pragma unroll
-        for (u32 inner = 0; inner < CELL_K; ++inner) {
+        // Beyond k a strip holds zeros.
+#pragma unroll 16
+        for (u32 inner = 0; inner < min(CELL_K, (k - first_k + 15) / 16 * 16); ++inner) {
             const float4 w = gates[inner][unit];
 #pragma unroll
             for (u32 r = 0; r < 2; ++r) {
@@ -129,16 +131,17 @@ __device__ __forceinline__ void cell_backward(const T* dpre_next, const T* u, co
     if (dpre_next) {
         for (u32 first_k = 0; first_k < columns; first_k += CELL_K) {
             load_rows(dpre_next, blockIdx.y * CELL_ROWS, batch, first_k, columns, row_strip);
-            if (threadIdx.x < CELL_UNITS * CELL_K) {
-                const u32 inner = threadIdx.x % CELL_K;
-                const u32 strip_unit = threadIdx.x / CELL_K;
+#pragma unroll
+            for (u32 i = threadIdx.x; i < CELL_UNITS * CELL_K; i += CELL_THREADS) {
+                const u32 inner = i % CELL_K;
+                const u32 strip_unit = i / CELL_K;
                 const u32 from = blockIdx.x * CELL_UNITS + strip_unit;
                 const bool inside = from < hidden && first_k + inner < columns;
                 u_strip[inner][strip_unit] = inside ? widen(u[(u64)from * columns + first_k + inner]) : 0.0f;
             }
             __syncthreads();
-#pragma unroll
-            for (u32 inner = 0; inner < CELL_K; ++inner) {
+#pragma unroll 16
+            for (u32 inner = 0; inner < min(CELL_K, (columns - first_k + 15) / 16 * 16); ++inner) {
 #pragma unroll
                 for (u32 r = 0; r < 2; ++r) {
                     dh_all[r] = fmaf(row_strip[inner][pair + r * ROW_PAIRS], u_strip[inner][at_unit], dh_all[r]);

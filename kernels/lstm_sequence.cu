@@ -22,6 +22,38 @@
 // Launch: forward grid B; backward any grid <= B, one partial a block; block 4·HP; dynamic shared staged·4·HP floats.
 #include "lstm_sequence.cuh"
 
+// Four rows of a column of U from row k on; what is padded is 0.
+template <typename T>
+__device__ __forceinline__ float4 column_four(const T* u, u32 k, u32 hidden, u32 columns, u32 col, bool valid) {
+    const auto at = [&](u32 k) { return valid && k < hidden ? widen(u[(u64)k * columns + col]) : 0.0f; };
+    return make_float4(at(k), at(k + 1), at(k + 2), at(k + 3));
+}
+
+// chain[i] += left(n).i · right n's .i over groups n < GROUPS of U that are not in registers: the first `staged` in shared memory, a group
+// of each thread beside the next thread's, the rest from memory.
+template <u32 GROUPS, u32 THREADS, typename Left, typename Right>
+__device__ __forceinline__ void add_streamed(const float* staged_u, u32 staged, float (&chain)[4], Left left, Right from_memory) {
+    const float4* fours = (const float4*)staged_u + threadIdx.x;
+    const auto add = [&](u32 n, float4 weight) {
+        const float4 part = left(n);
+        chain[0] = fmaf(part.x, weight.x, chain[0]);
+        chain[1] = fmaf(part.y, weight.y, chain[1]);
+        chain[2] = fmaf(part.z, weight.z, chain[2]);
+        chain[3] = fmaf(part.w, weight.w, chain[3]);
+    };
+    if (staged == GROUPS) {
+        // As on GPUs with 128 KiB a block: without a branch a group.
+#pragma unroll
+        for (u32 n = 0; n < GROUPS; ++n) add(n, shared4(fours + n * THREADS));
+        return;
+    }
+    // Not unrolled: what that would hold in registers is not there.
+#pragma unroll 1
+    for (u32 n = 0; n < staged; ++n) add(n, shared4(fours + n * THREADS));
+#pragma unroll 1
+    for (u32 n = staged; n < GROUPS; ++n) add(n, from_memory(n));
+}
+
 template <u32 HP, u32 KEPT, typename T>
 __device__ __forceinline__ void sequence_forward(const T* h0, const float* c0, const T* u, const float* pre, T* gates, T* h, float* c,
                                                  u32 t, u32 batch, u32 hidden, u32 staged) {
@@ -43,9 +75,8 @@ __device__ __forceinline__ void sequence_forward(const T* h0, const float* c0, c
         kept[k] = valid && k < hidden ? weight : 0.0f;
     }
     if constexpr (KEPT < HP) {
-        for (u32 k = 0; k < staged; ++k) {
-            const bool inside = valid && KEPT + k < hidden;
-            staged_u[k * THREADS + threadIdx.x] = inside ? widen(u[(u64)(KEPT + k) * columns + col]) : 0.0f;
+        for (u32 n = 0; n < staged / 4; ++n) {
+            ((float4*)staged_u)[n * THREADS + threadIdx.x] = column_four(u, KEPT + 4 * n, hidden, columns, col, valid);
         }
     }
 
@@ -71,20 +102,9 @@ __device__ __forceinline__ void sequence_forward(const T* h0, const float* c0, c
         float chain[4] = {0.0f, 0.0f, 0.0f, 0.0f};
         add_product(h_prev, kept, chain);
         if constexpr (KEPT < HP) {
-            for (u32 inner = 0; inner < HP - KEPT; inner += 4) {
-                const float4 part = h_prev[(KEPT + inner) / 4];
-                const float parts[4] = {part.x, part.y, part.z, part.w};
-#pragma unroll
-                for (u32 i = 0; i < 4; ++i) {
-                    const u32 k = KEPT + inner + i;
-                    const bool inside = valid && k < hidden;
-                    const bool in_shared = inner + i < staged;
-                    const float weight = in_shared ? staged_u[(inner + i) * THREADS + threadIdx.x]
-                                         : inside  ? widen(u[(u64)k * columns + col])
-                                                   : 0.0f;
-                    chain[i] = fmaf(parts[i], weight, chain[i]);
-                }
-            }
+            add_streamed<(HP - KEPT) / 4, THREADS>(
+                staged_u, staged / 4, chain, [&](u32 n) { return shared4(h_prev + KEPT / 4 + n); },
+                [&](u32 n) { return column_four(u, KEPT + 4 * n, hidden, columns, col, valid); });
         }
         const float sum = given + ((chain[0] + chain[1]) + (chain[2] + chain[3]));
         const float gate_value = sigmoid_or_tanh(sum, gate == GATE_G);
@@ -205,17 +225,9 @@ __device__ __forceinline__ void sequence_backward(const T* x, const T* u, const 
             float chain[4] = {0.0f, 0.0f, 0.0f, 0.0f};
             add_slice<HP>(dpre_all, gate, kept, chain);
             if constexpr (KEPT < HP) {
-                const float4* staged_fours = (const float4*)staged_u;
-                for (u32 n = 0; n < (HP - KEPT) / 4; ++n) {
-                    const u32 j = KEPT / 4 + n;
-                    const float4 part = dpre_all[slice_place<HP>(j, gate)];
-                    const float4 weight =
-                        n < staged / 4 ? staged_fours[n * THREADS + threadIdx.x] : slice_of<HP>(u, unit, hidden, j, gate);
-                    chain[0] = fmaf(part.x, weight.x, chain[0]);
-                    chain[1] = fmaf(part.y, weight.y, chain[1]);
-                    chain[2] = fmaf(part.z, weight.z, chain[2]);
-                    chain[3] = fmaf(part.w, weight.w, chain[3]);
-                }
+                add_streamed<(HP - KEPT) / 4, THREADS>(
+                    staged_u, staged / 4, chain, [&](u32 n) { return shared4(dpre_all + slice_place<HP>(KEPT / 4 + n, gate)); },
+                    [&](u32 n) { return slice_of<HP>(u, unit, hidden, KEPT / 4 + n, gate); });
             }
             // Of the step to come, meanwhile; of none at s = 0, which is cheaper than a branch.
             prepare();

@@ -4,15 +4,17 @@
 // belong to different buckets. The key of an id is (id % buckets)·owned + id / buckets.
 //   sorted[step]   the pairs (key, token) of the step's batch by key, and among equals by token. Token s·rows + b is time step s of
 //                  row b of the batch.
+//   tokens[step]   for time step s of row b of the batch, at b·t + s: (id, which of the sorted pairs it is)
 //   begins[step]   begins[k] = how many tokens have a key below k·owned, k <= buckets: bucket k is sorted[begins[k] .. begins[k+1]]
-// Shapes: x [N,T], order [N], sorted scratch [steps,capacity], begins [steps,buckets+1].
+// Shapes: x [N,T], order [N], sorted tokens [steps,capacity], begins [steps,buckets+1].
 // A radix sort by single bits, lowest first, each pass stable: a warp takes one run of tokens, counts its zeros, and writes zeros
-// and ones behind those of the warps before it. `bits` is even, so that the last pass ends in `sorted`.
+// and ones behind those of the warps before it. `bits` is even, so that the last pass ends in `sorted`; the others
+// use `tokens`, too.
 // Launch: a block of SORT_THREADS a step.
 #include "common.cuh"
 
 extern "C" __global__ void __launch_bounds__(SORT_THREADS)
-sort_tokens(const u32* x, const u32* order, const Step* steps, uint2* sorted, uint2* scratch, u32* begins, u32 t, u32 bits,
+sort_tokens(const u32* x, const u32* order, const Step* steps, uint2* sorted, uint2* tokens, u32* begins, u32 t, u32 bits,
             u32 owned, u32 buckets, u64 capacity) {
     constexpr u32 WARPS = SORT_THREADS / WARP;
     __shared__ u32 zeros_of[WARPS];
@@ -22,7 +24,7 @@ sort_tokens(const u32* x, const u32* order, const Step* steps, uint2* sorted, ui
     const u32 rows = steps[blockIdx.x].rows;
     const u32 n = rows * t;
     sorted += blockIdx.x * capacity;
-    scratch += blockIdx.x * capacity;
+    tokens += blockIdx.x * capacity;
     begins += (u64)blockIdx.x * (buckets + 1);
 
     for (u32 token = threadIdx.x; token < n; token += SORT_THREADS) {
@@ -36,8 +38,8 @@ sort_tokens(const u32* x, const u32* order, const Step* steps, uint2* sorted, ui
     const u32 begin = min(n, warp * run);
     const u32 end = min(n, begin + run);
     for (u32 bit = 0; bit < bits; ++bit) {
-        const uint2* from = bit % 2 == 0 ? sorted : scratch;
-        uint2* to = bit % 2 == 0 ? scratch : sorted;
+        const uint2* from = bit % 2 == 0 ? sorted : tokens;
+        uint2* to = bit % 2 == 0 ? tokens : sorted;
         u32 zeros = 0;
         for (u32 group = begin; group < end; group += WARP) {
             const u32 i = group + lane;
@@ -65,6 +67,12 @@ sort_tokens(const u32* x, const u32* order, const Step* steps, uint2* sorted, ui
             one_at += __popc(one_lanes);
         }
         __syncthreads();
+    }
+
+    for (u32 i = threadIdx.x; i < n; i += SORT_THREADS) {
+        const uint2 pair = sorted[i];
+        const u32 id = pair.x % owned * buckets + pair.x / owned;
+        tokens[pair.y % rows * t + pair.y / rows] = make_uint2(id, i);
     }
 
     // Where a bucket begins, between two tokens (or before the first, or after the last).

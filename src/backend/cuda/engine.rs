@@ -729,7 +729,7 @@ struct Loaded<S> {
     cursor: DeviceVec<u32>,
     /// The steps' tokens by the rows of the table that they stand for.
     sorted: Growing<Pair>,
-    scratch: Growing<Pair>,
+    tokens: Growing<Pair>,
     begins: Growing<u32>,
     /// Rows of the largest batch that there is room for.
     batch_rows: usize,
@@ -786,7 +786,7 @@ impl<S: Stored> Loaded<S> {
             steps: DeviceVec::new(ctx, "the steps", TABLE_STEPS)?,
             cursor: DeviceVec::new(ctx, "the steps' cursor", CURSORS)?,
             sorted: Growing::default(),
-            scratch: Growing::default(),
+            tokens: Growing::default(),
             begins: Growing::default(),
             batch_rows: 0,
             eval_loss: Growing::default(),
@@ -914,10 +914,12 @@ impl<S: Stored> Loaded<S> {
     /// The launches of a fused step of at most `d.rows` rows.
     fn fused_step(&mut self, ctx: &Context, d: &Dims, fused: &Fused) -> Result<()> {
         let Some(train) = &self.train else { return Err(checks::no_training_examples()) };
-        let ModelConfig { vocab, embed: e, hidden: h, classes: c, .. } = d.config;
+        let ModelConfig { embed: e, hidden: h, classes: c, .. } = d.config;
         let extent = d.rows.saturating_mul(fused::stride(&d.config));
+        let (table, capacity) = (self.table_steps(d.t), self.batch_rows.saturating_mul(d.t));
         let from = fused::Source {
-            x: Ids { view: train.x.view(), below: vocab },
+            tokens: self.tokens.front(table.saturating_mul(capacity))?,
+            capacity,
             labels: Ids { view: train.y.view(), below: c },
             order: self.device_order.front(self.order.len())?,
             class_weights: self.class_weights.as_ref().map(DeviceVec::view),
@@ -930,7 +932,7 @@ impl<S: Stored> Loaded<S> {
             loss: self.work.loss.front_mut(d.rows)?,
             hits: self.work.hits.front_mut(d.rows)?,
         };
-        let (steps, cursor, shape) = (self.steps.view(), self.cursor.view_mut(), (d.rows, d.t));
+        let (steps, cursor, shape) = (self.steps.front(table)?, self.cursor.view_mut(), (d.rows, d.t));
         let weights = self.places.weights(&self.params, self.stored.as_ref())?;
         let flags = d.rows.saturating_mul(fused.warps());
         let says = match &self.scaling {
@@ -1040,7 +1042,7 @@ impl<S: Stored> Loaded<S> {
         let pairs = count.saturating_mul(capacity);
         let to = Sorted {
             sorted: self.sorted.front_mut(pairs)?,
-            scratch: self.scratch.front_mut(pairs)?,
+            tokens: self.tokens.front_mut(pairs)?,
             begins: self.begins.front_mut(count.saturating_mul(self.buckets.bounds()))?,
             capacity,
         };
@@ -1060,10 +1062,10 @@ impl<S: Stored> Loaded<S> {
         let table = self.table_steps(t);
         let pairs = table.saturating_mul(self.batch_rows).saturating_mul(t);
         let bounds = table.saturating_mul(self.buckets.bounds());
-        if !(self.sorted.fits(pairs) && self.scratch.fits(pairs) && self.begins.fits(bounds)) {
+        if !(self.sorted.fits(pairs) && self.tokens.fits(pairs) && self.begins.fits(bounds)) {
             self.forget_graphs(ctx)?;
             self.sorted.fit(ctx, "the steps' tokens", pairs)?;
-            self.scratch.fit(ctx, "the steps' tokens", pairs)?;
+            self.tokens.fit(ctx, "the steps' tokens", pairs)?;
             self.begins.fit(ctx, "the steps' tokens", bounds)?;
         }
         let all = self.dims(self.batch_rows, t);

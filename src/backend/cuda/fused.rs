@@ -5,6 +5,7 @@ use super::context::{Context, Kernel, Typed};
 use super::half::{Scaling, Stored};
 use super::launch::{Call, size};
 use super::steps::{CURSORS, Step};
+use super::tokens::Pair;
 use crate::error::Result;
 use crate::model::ModelConfig;
 use crate::tuning::SEQUENCE_PARTIALS;
@@ -83,8 +84,8 @@ impl Fused {
             return Err(Unfused::Registers);
         }
         // As `Kept` of fused.cuh lays them out: of each time step gates by rows of 4·(HP + 8), h, two more numbers a unit
-        // and x; h of one step more, 16 rows of W, the logits and their gradients.
-        let of_a_step = 4 * (padded + 8) + 3 * padded + inputs;
+        // x and a place; h of one step more, 16 rows of W, the logits and their gradients.
+        let of_a_step = 4 * (padded + 8) + 3 * padded + inputs + 1;
         let tile = 16 * (4 * padded + 4);
         let classes = classes.saturating_mul(2);
         let step = t.saturating_mul(of_a_step).saturating_add(padded + tile).saturating_add(classes);
@@ -213,8 +214,10 @@ pub(super) struct Gradients<'a, S> {
 /// A data set's rows and the order that an epoch reads them in.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Source<'a> {
-    /// `[N,T]`
-    pub(super) x: Ids<'a>,
+    /// `[steps,capacity]` of [`sort_tokens`](super::tokens::sort_tokens).
+    pub(super) tokens: View<'a, Pair>,
+    /// At least the rows of the largest batch times T.
+    pub(super) capacity: usize,
     /// `[N]`
     pub(super) labels: Ids<'a>,
     /// Rows below `N`.
@@ -240,13 +243,12 @@ pub(super) fn step<S: Stored>(
 ) -> Result<()> {
     let Gradients { mut dx, mut partials, mut h_last, mut dlogits, mut loss, mut hits } = to;
     let ModelConfig { embed: e, hidden: h, classes: c, .. } = *config;
-    super::embedding::check_below("fused_step", from.x, config.vocab)?;
     super::embedding::check_below("fused_step", from.labels, c)?;
     let stride = stride(config);
     let call = Call::new(ctx, fused.kernels(S::of(&ctx.kernels)).0)
         .input("steps", steps, &[1])?
         .output("cursor", &mut cursor, &[CURSORS])?
-        .input("x [N,T]", from.x.view, &[t])?
+        .input("tokens [steps,capacity]", from.tokens, &[steps.len(), from.capacity])?
         .input("labels [N]", from.labels.view, &[1])?
         .input("order", from.order, &[])?
         .input_or_null("class_weights [C]", from.class_weights, &[c])?;
@@ -261,7 +263,8 @@ pub(super) fn step<S: Stored>(
         .size("E", e)?
         .size("H", h)?
         .size("C", c)?
-        .u64(stride as u64);
+        .u64(stride as u64)
+        .u64(from.capacity as u64);
     if let Some((scaling, mut finite)) = scaling {
         call = call.input("scaling", scaling, &[1])?.output(
             "finite [B,warps]",
@@ -270,11 +273,12 @@ pub(super) fn step<S: Stored>(
         )?;
     }
     let grid = size("fused_step", "rows", rows)?;
-    // SAFETY: the parameters are `steps, cursor, data, labels, order, class_weights, table, w, u, b, dense_w, dense_b, dx,
-    // partials, h_last, dlogits, loss, hits, t, e, hidden, classes, stride`, and of f16 `scaling, finite`. A
-    // block below the step's rows, of which there are
-    // at most `rows`, has one row of every array: all were checked; the engine has checked that the step's rows lie within
-    // the order, the order's within the data set, and ids and labels were compared with V and C above. The kernel is wide
+    // SAFETY: the parameters are `steps, cursor, tokens, labels, order, class_weights, table, w, u, b, dense_w, dense_b, dx,
+    // partials, h_last, dlogits, loss, hits, t, e, hidden, classes, stride, capacity`, and of f16 `scaling, finite`. A
+    // block below the step's rows, of which there are at most `rows`, has one row of every array: all were checked; the
+    // engine has checked that the step's rows lie within the order, the order's within the data set. The tokens are those
+    // that `sort_tokens` wrote for these steps: ids below V, which it compared, and places below rows·T. Labels were
+    // compared with C above. The kernel is wide
     // enough for H and E, and its shared memory is what `Fused::new` counts, allowed when the kernels were loaded.
     unsafe {
         call.launch([grid, 1, 1], fused.step_threads(), size("fused_step", "shared bytes", fused.step_bytes)?)
@@ -366,9 +370,9 @@ mod tests {
     #[test]
     fn shared_memory_is_what_a_row_keeps() {
         let fused = shape(16, 32, 2, 32).unwrap();
-        assert_eq!(fused.step_bytes, 4 * (32 * (160 + 3 * 32 + 16) + 32 + 16 * 132 + 4));
+        assert_eq!(fused.step_bytes, 4 * (32 * (160 + 3 * 32 + 16 + 1) + 32 + 16 * 132 + 4));
         assert_eq!(fused.within(30_000), Err(Unfused::Shared(fused.step_bytes, 30_000)));
         assert_eq!(fused.within(fused.step_bytes), Ok(fused));
-        assert_eq!(shape(16, 32, 2, 1).unwrap().step_bytes, 4 * (160 + 3 * 32 + 16 + 32 + 16 * 132 + 4));
+        assert_eq!(shape(16, 32, 2, 1).unwrap().step_bytes, 4 * (160 + 3 * 32 + 16 + 1 + 32 + 16 * 132 + 4));
     }
 }

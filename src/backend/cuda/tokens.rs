@@ -50,8 +50,8 @@ impl Buckets {
 pub(super) struct Sorted<'a> {
     /// `[steps,capacity]`
     pub(super) sorted: ViewMut<'a, Pair>,
-    /// `[steps,capacity]`, overwritten.
-    pub(super) scratch: ViewMut<'a, Pair>,
+    /// `[steps,capacity]`: each token's id, and which of the sorted pairs it is.
+    pub(super) tokens: ViewMut<'a, Pair>,
     /// `[steps,buckets+1]`
     pub(super) begins: ViewMut<'a, u32>,
     /// At least the rows of the largest batch times T.
@@ -68,14 +68,14 @@ pub(super) fn sort_tokens(
     buckets: &Buckets,
     to: Sorted<'_>,
 ) -> Result<()> {
-    let Sorted { mut sorted, mut scratch, mut begins, capacity } = to;
+    let Sorted { mut sorted, mut tokens, mut begins, capacity } = to;
     let count = steps.len();
     let call = Call::new(ctx, &ctx.kernels.sort_tokens)
         .input("x [N,T]", x.view, &[t])?
         .input("order [N]", order, &[])?
         .input("steps", steps, &[count])?
         .output("sorted", &mut sorted, &[count, capacity])?
-        .output("scratch", &mut scratch, &[count, capacity])?
+        .output("tokens", &mut tokens, &[count, capacity])?
         .output("begins", &mut begins, &[count, buckets.bounds()])?
         .size("T", t)?
         .u32(buckets.bits)
@@ -84,7 +84,7 @@ pub(super) fn sort_tokens(
         .u64(capacity as u64);
     let grid = size("sort_tokens", "steps", count)?;
     size("sort_tokens", "keys", buckets.count.saturating_mul(buckets.owned as usize))?;
-    // SAFETY: the parameters are `x, order, steps, sorted, scratch, begins, t, bits, owned, buckets, capacity`. A block has
+    // SAFETY: the parameters are `x, order, steps, sorted, tokens, begins, t, bits, owned, buckets, capacity`. A block has
     // one step: `rows·t` tokens, at most `capacity`, as the engine has checked along with that the step's rows lie within
     // the order, and the order's within `x`; ids are below V, so every key is below buckets·owned, which was checked to
     // fit 32 bits, and no bucket is beyond `buckets`.

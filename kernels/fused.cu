@@ -10,9 +10,8 @@
 //                      (gate_slope, state_slope, f) in the place of given[s].
 //                   2. The helpers: logits = b + h[T]·W (a warp a class), softmax and loss (one warp). dh[T] = dlogits·Wᵀ.
 //                   3. Back through time: the walkers' dpre[s] takes the place of the slopes; the helpers add dW, dU, db in
-//                      registers, four columns a thread, and, where H is padded to 32, dx[s] = dpre[s]·Wᵀ of the first 16 inputs,
-//                      one chain spread over the time steps that follow.
-//                   4. What is left of dx, 16 columns of W at a time through shared memory.
+//                      registers, four columns a thread.
+//                   4. dx[s] = dpre[s]·Wᵀ, 16 inputs at a time with their columns of W in shared memory; all threads.
 //                   It writes dx (in the order of the sorted tokens, tokens.cu), loss, hits, dlogits, h[T] and the row's gradients,
 //                   partials[row] = [dW (E·4H) | dU (H·4H) | db (4H)]: adam_step (adam.cu) takes these.
 //   fused_forward   1 and 2 alone, of the rows blockIdx, blockIdx + gridDim, …: probs, or loss and hits, or all.

@@ -29,20 +29,49 @@ __device__ __forceinline__ void gather(const T* table, float* x, u32 t, u32 e, F
     }
 }
 
+// N numbers of shared memory in registers.
+template <u32 N>
+struct Row {
+    float4 fours[N / 4];
+
+    __device__ __forceinline__ void load(const float* from) {
+#pragma unroll
+        for (u32 j = 0; j < N / 4; ++j) fours[j] = shared4(from + 4 * j);
+    }
+};
+
+// sum + left · right, a chain in their order.
+template <u32 N>
+__device__ __forceinline__ float add_chain(const Row<N>& left, const Row<N>& right, float sum) {
+#pragma unroll
+    for (u32 j = 0; j < N / 4; ++j) {
+        sum = fmaf(left.fours[j].x, right.fours[j].x, sum);
+        sum = fmaf(left.fours[j].y, right.fours[j].y, sum);
+        sum = fmaf(left.fours[j].z, right.fours[j].z, sum);
+        sum = fmaf(left.fours[j].w, right.fours[j].w, sum);
+    }
+    return sum;
+}
+
 // b + x[s]·W of the thread's column: a chain in the order of k.
 template <u32 EP>
-__device__ __forceinline__ float project(const float* x, const float (&w)[EP], float bias) {
-    const float4* fours = (const float4*)x;
+__device__ __forceinline__ float project(const Row<EP>& x, const float (&w)[EP], float bias) {
     float sum = bias;
 #pragma unroll
     for (u32 j = 0; j < EP / 4; ++j) {
-        const float4 part = shared4(fours + j);
-        sum = fmaf(part.x, w[4 * j + 0], sum);
-        sum = fmaf(part.y, w[4 * j + 1], sum);
-        sum = fmaf(part.z, w[4 * j + 2], sum);
-        sum = fmaf(part.w, w[4 * j + 3], sum);
+        sum = fmaf(x.fours[j].x, w[4 * j + 0], sum);
+        sum = fmaf(x.fours[j].y, w[4 * j + 1], sum);
+        sum = fmaf(x.fours[j].z, w[4 * j + 2], sum);
+        sum = fmaf(x.fours[j].w, w[4 * j + 3], sum);
     }
     return sum;
+}
+
+template <u32 EP>
+__device__ __forceinline__ float project(const float* x, const float (&w)[EP], float bias) {
+    Row<EP> row;
+    row.load(x);
+    return project(row, w, bias);
 }
 
 // Whose pre-activation is given + h·U.
@@ -117,14 +146,10 @@ __device__ __forceinline__ void classify(const float* h, const Weights<T>& a, fl
     }
 }
 
-// All threads of the block; or, by a barrier of their own, the helping half. The halves meet at different places in the code, which
-// __syncthreads must not. A warp comes whole: lanes that have parted before come together first.
-constexpr u32 BARRIER_ALL = 1;
-constexpr u32 BARRIER_HELPERS = 2;
-template <u32 ID, u32 COUNT>
+// All `COUNT` threads of the block. Its halves meet here at different places in the code, which __syncthreads must not.
+template <u32 COUNT>
 __device__ __forceinline__ void meet() {
-    __syncwarp();
-    asm volatile("bar.sync %0, %1;" ::"n"(ID), "n"(COUNT) : "memory");
+    __barrier_sync_count(0, COUNT);
 }
 
 // Shared memory of fused_step, in order. What a time step's backward pass needs takes the place of what its forward pass has used.
@@ -159,33 +184,15 @@ __device__ __forceinline__ void load_tile(const T* w, float* w_tile, u32 first_k
     }
 }
 
-// The columns of dpre and W that are multiplied in one time step for each dx, and how many time steps it takes.
-constexpr u32 PART = 16;
-
-// sum + left · right over N numbers, one chain.
-template <u32 N>
-__device__ __forceinline__ float add_chain(const float* left, const float* right, float sum) {
-#pragma unroll
-    for (u32 j = 0; j < N; j += 4) {
-        const float4 a = shared4(left + j);
-        const float4 b = shared4(right + j);
-        sum = fmaf(a.x, b.x, sum);
-        sum = fmaf(a.y, b.y, sum);
-        sum = fmaf(a.z, b.z, sum);
-        sum = fmaf(a.w, b.w, sum);
-    }
-    return sum;
-}
-
 // The four columns and N rows of a sum of outer products that a helper has in registers.
 template <u32 N>
 struct Tile {
     float sum[N][4];
 
-    __device__ __forceinline__ void add(const float* left, float4 right) {
+    __device__ __forceinline__ void add(const Row<N>& left, float4 right) {
 #pragma unroll
         for (u32 j = 0; j < N / 4; ++j) {
-            const float4 part = shared4(left + 4 * j);
+            const float4 part = left.fours[j];
             const float parts[4] = {part.x, part.y, part.z, part.w};
 #pragma unroll
             for (u32 i = 0; i < 4; ++i) {
@@ -221,10 +228,6 @@ __device__ __forceinline__ void fused_step(const Step* steps, u32* cursor, const
                                            const Scaling* scaling, u32* finite) {
     constexpr u32 HALF = GATES * HP;
     constexpr u32 THREADS = 2 * HALF;
-    // Of 64 units the sums of the gradients leave no registers for dx along the way.
-    constexpr bool DX_ALONG = HP == 32;
-    constexpr u32 LAG = HALF / PART;
-    static_assert(LAG * TILE_INPUTS == HALF && HP % PART == 0, "a helper has an input and a turn; a part lies in one gate");
     extern __shared__ __align__(16) float shared[];
     const Kept<HP, EP> kept(shared, t, classes);
     // The same in all lanes of a warp, and the compiler is to know it.
@@ -264,18 +267,22 @@ __device__ __forceinline__ void fused_step(const Step* steps, u32* cursor, const
             const float bias = unit < hidden ? a.b[gate * hidden + unit] : 0.0f;
             load_tile<HP>(a.w, kept.w_tile, 0, e, hidden, thread, HALF);
             if (thread < HP) kept.h_rows[thread] = 0.0f;
-            meet<BARRIER_ALL, THREADS>();
+            meet<THREADS>();
             pre[0] = project<EP>(kept.x, w, bias);
-            meet<BARRIER_ALL, THREADS>();
+            // Shared memory is asked for before a barrier, not when the walkers do it.
+            Row<EP> x;
+            x.load(kept.x + min(1, t - 1) * EP);
+            meet<THREADS>();
             for (u32 s = 1; s <= t; ++s) {
-                if (s < t) pre[s * GateRow<HP>::ROW] = project<EP>(kept.x + s * EP, w, bias);
-                meet<BARRIER_ALL, THREADS>();
+                if (s < t) pre[s * GateRow<HP>::ROW] = project(x, w, bias);
+                x.load(kept.x + min(s + 1, t - 1) * EP);
+                meet<THREADS>();
             }
         }
         // The dense layer and the loss.
         const float* h = kept.h_rows + t * HP;
         classify<HP>(h, a, kept.logits, hidden, classes, thread / WARP, HALF / WARP, first);
-        meet<BARRIER_HELPERS, HALF>();
+        meet<THREADS>();
         Softmax softmax = {};
         if (thread < WARP) {
             // Each lane's own classes: the probabilities, then the gradient in their place.
@@ -291,7 +298,7 @@ __device__ __forceinline__ void fused_step(const Step* steps, u32* cursor, const
                 dlogits[(u64)row * classes + c] = gradient;
             }
         }
-        meet<BARRIER_ALL, THREADS>();
+        meet<THREADS>();
         if (thread == 0) {
             const RowLoss found = row_loss(softmax, kept.logits, label);
             loss[row] = found.loss * weight;
@@ -308,36 +315,26 @@ __device__ __forceinline__ void fused_step(const Step* steps, u32* cursor, const
         Tile<UNITS> du = {};
         Tile<INPUTS> dw = {};
         float4 db = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        // dx[s] of the tile's inputs, LAG time steps after dpre[s]: thread (input, turn) has every LAG-th s, and adds a part of
-        // PART columns in each time step.
-        const u32 input = thread % TILE_INPUTS;
-        const float* w_row = kept.w_tile + input * TILE_PITCH<HP>;
-        u32 dx_s = t - 1;
-        u32 part = LAG;
-        float dx_sum = 0.0f;
-        for (u32 s = t; s-- > 0;) {
-            meet<BARRIER_ALL, THREADS>();
-            const float4 dpre = shared4(kept.gates + s * GateRow<HP>::ROW + gate * GateRow<HP>::GATE + four);
-            du.add(kept.h_rows + s * HP + quarter * UNITS, dpre);
-            dw.add(kept.x + s * EP + quarter * INPUTS, dpre);
+        // What a time step's sums are made of. With room in registers it is asked for in one time step and summed in the next, when
+        // the walkers ask for theirs. At first nothing is summed.
+        constexpr bool LATER = HP == 32;
+        Row<UNITS> h_part = {};
+        Row<INPUTS> x_part = {};
+        float4 dpre = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        const auto sum = [&]() {
+            du.add(h_part, dpre);
+            dw.add(x_part, dpre);
             db = make_float4(db.x + dpre.x, db.y + dpre.y, db.z + dpre.z, db.w + dpre.w);
-            if constexpr (DX_ALONG) {
-                if (s % LAG == thread / TILE_INPUTS) {
-                    dx_s = s;
-                    part = 0;
-                    dx_sum = 0.0f;
-                }
-                // Before its first s a thread multiplies dpre[t-1] and drops it.
-                const u32 first = part % LAG * PART;
-                const float* dpre_part = kept.gates + dx_s * GateRow<HP>::ROW + first / HP * GateRow<HP>::GATE + first % HP;
-                dx_sum = add_chain<PART>(dpre_part, w_row + first, dx_sum);
-                ++part;
-                if (part == LAG && input < e) {
-                    dx[(u64)kept.places[dx_s] * e + input] = dx_sum;
-                    if constexpr (SCALES<T>) all_finite &= is_finite(dx_sum);
-                }
-            }
+        };
+        for (u32 s = t; s-- > 0;) {
+            meet<THREADS>();
+            if constexpr (LATER) sum();
+            dpre = shared4(kept.gates + s * GateRow<HP>::ROW + gate * GateRow<HP>::GATE + four);
+            h_part.load(kept.h_rows + s * HP + quarter * UNITS);
+            x_part.load(kept.x + s * EP + quarter * INPUTS);
+            if constexpr (!LATER) sum();
         }
+        if constexpr (LATER) sum();
         partials += gate * hidden;
         all_finite &= dw.store(partials, quarter * INPUTS, e, four, hidden);
         all_finite &= du.store(partials + (u64)e * GATES * hidden, quarter * UNITS, hidden, four, hidden);
@@ -363,8 +360,8 @@ __device__ __forceinline__ void fused_step(const Step* steps, u32* cursor, const
             float u[HP];
             load_column(a.u, hidden, hidden, unit, gate, u);
             float c_now = 0.0f;
-            meet<BARRIER_ALL, THREADS>();
-            meet<BARRIER_ALL, THREADS>();
+            meet<THREADS>();
+            meet<THREADS>();
             // A step's part of the backward pass is written in the next one, where there is time.
             GateValues v = {};
             float own = 0.0f;
@@ -376,9 +373,13 @@ __device__ __forceinline__ void fused_step(const Step* steps, u32* cursor, const
                 if (gate == GATE_F) kept.forget[s * HP + unit] = v.f;
                 if (gate == GATE_O) kept.states[s * HP + unit] = state_slope(v.o, tanh_c);
             };
+            const float* h_at = kept.h_rows;
+            const float* given_at = gates;
             for (u32 s = 0; s < t; ++s) {
-                const float given = shared1(gates + s * GateRow<HP>::ROW);
-                const float pre = recur<HP>(kept.h_rows + s * HP, u, given);
+                const float given = shared1(given_at);
+                const float pre = recur<HP>(h_at, u, given);
+                h_at += HP;
+                given_at += GateRow<HP>::ROW;
                 // At s = 0 there is nothing to keep; the same again is cheaper than a branch.
                 keep(s > 0 ? s - 1 : 0);
                 own = sigmoid_or_tanh(pre, gate == GATE_G);
@@ -387,13 +388,15 @@ __device__ __forceinline__ void fused_step(const Step* steps, u32* cursor, const
                 c_now = fmaf(v.f, c_now, v.i * v.g);
                 tanh_c = strict_tanh(c_now);
                 if (gate == GATE_I) kept.h_rows[(s + 1) * HP + unit] = as_stored<T>(v.o * tanh_c);
-                meet<BARRIER_ALL, THREADS>();
+                meet<THREADS>();
             }
             keep(t - 1);
         }
         float u[HP];
         load_slice<HP>(a.u, unit, hidden, gate, u);
-        meet<BARRIER_ALL, THREADS>();
+        // The helpers' logits, then their gradients.
+        meet<THREADS>();
+        meet<THREADS>();
         float dh_now = 0.0f;
         if (unit < hidden) {
 #pragma unroll
@@ -403,53 +406,56 @@ __device__ __forceinline__ void fused_step(const Step* steps, u32* cursor, const
             for (u32 c = AHEAD; c < classes; ++c) dh_now = fmaf(kept.dlogits[c], widen(a.dense_w[(u64)unit * classes + c]), dh_now);
         }
         float dc_now = 0.0f;
-        float slope = gates[(t - 1) * GateRow<HP>::ROW];
-        float state = kept.states[(t - 1) * HP + unit];
-        float f = kept.forget[(t - 1) * HP + unit];
+        float* own_at = gates + (t - 1) * GateRow<HP>::ROW;
+        const float* state_at = kept.states + (t - 1) * HP + unit;
+        const float* forget_at = kept.forget + (t - 1) * HP + unit;
+        const float* dpre_at = kept.gates + (t - 1) * GateRow<HP>::ROW;
+        float slope = *own_at;
+        float state = *state_at;
+        float f = *forget_at;
         for (u32 s = t; s-- > 0;) {
-            float* dpre = kept.gates + s * GateRow<HP>::ROW;
-            gates[s * GateRow<HP>::ROW] = as_stored<T>(gate_backward(gate, slope, state, f, dh_now, dc_now));
+            *own_at = as_stored<T>(gate_backward(gate, slope, state, f, dh_now, dc_now));
             if (s > 0) {
-                slope = gates[(s - 1) * GateRow<HP>::ROW];
-                state = kept.states[(s - 1) * HP + unit];
-                f = kept.forget[(s - 1) * HP + unit];
+                own_at -= GateRow<HP>::ROW;
+                state_at -= HP;
+                forget_at -= HP;
+                slope = *own_at;
+                state = *state_at;
+                f = *forget_at;
             }
-            meet<BARRIER_ALL, THREADS>();
+            meet<THREADS>();
             if (s > 0) {
                 float chain[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-                add_slice<HP>((const float4*)dpre, gate, u, chain);
+                add_slice<HP>((const float4*)dpre_at, gate, u, chain);
+                dpre_at -= GateRow<HP>::ROW;
                 dh_now = sum_slices(chain);
             }
         }
     }
 
-    // What is left of dx: the last LAG time steps (the first of the sequence), an input and a time step each thread of the first
-    // half, while the second writes its sums; then the inputs beyond the first tile.
-    const auto rest_of_dx = [&](u32 first_k, u32 t, u32 thread, u32 threads) {
-        const u32 k = thread % TILE_INPUTS;
-        for (u32 s = thread / TILE_INPUTS; s < t; s += threads / TILE_INPUTS) {
+    // dx, 16 inputs at a time: a thread has an input and one time step after another.
+    for (u32 first_k = 0; first_k < e; first_k += TILE_INPUTS) {
+        if (first_k > 0) {
+            // The tile before has been read.
+            meet<THREADS>();
+            load_tile<HP>(a.w, kept.w_tile, first_k, e, hidden, threadIdx.x, THREADS);
+            meet<THREADS>();
+        }
+        const u32 k = threadIdx.x % TILE_INPUTS;
+        for (u32 s = threadIdx.x / TILE_INPUTS; s < t; s += THREADS / TILE_INPUTS) {
             float sum = 0.0f;
 #pragma unroll
             for (u32 gate = 0; gate < GATES; ++gate) {
-                sum = add_chain<HP>(kept.gates + s * GateRow<HP>::ROW + gate * GateRow<HP>::GATE, kept.w_tile + k * TILE_PITCH<HP> + gate * HP, sum);
+                Row<HP> dpre, w;
+                dpre.load(kept.gates + s * GateRow<HP>::ROW + gate * GateRow<HP>::GATE);
+                w.load(kept.w_tile + k * TILE_PITCH<HP> + gate * HP);
+                sum = add_chain(dpre, w, sum);
             }
             if (first_k + k < e) {
                 dx[(u64)kept.places[s] * e + first_k + k] = sum;
                 if constexpr (SCALES<T>) all_finite &= is_finite(sum);
             }
         }
-    };
-    if constexpr (DX_ALONG) {
-        if (!helps) rest_of_dx(0, min(t, LAG), thread, HALF);
-    } else {
-        rest_of_dx(0, t, threadIdx.x, THREADS);
-    }
-    for (u32 first_k = TILE_INPUTS; first_k < e; first_k += TILE_INPUTS) {
-        // The tile before has been read.
-        meet<BARRIER_ALL, THREADS>();
-        load_tile<HP>(a.w, kept.w_tile, first_k, e, hidden, threadIdx.x, THREADS);
-        meet<BARRIER_ALL, THREADS>();
-        rest_of_dx(first_k, t, threadIdx.x, THREADS);
     }
     if constexpr (SCALES<T>) {
         const bool warp_finite = __all_sync(ALL_LANES, all_finite);

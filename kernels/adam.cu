@@ -227,7 +227,8 @@ step_all(const Step* steps, u32* cursor, float* params, float* m, float* v, cons
     update_four(k, g, p, mean, square, params + base, m + base, v + base, stored + base, col, e, aligned);
 }
 
-extern "C" __global__ void __launch_bounds__(ADAM_THREADS)
+// Two blocks a multiprocessor: left to choose, the compiler takes fewer registers and spills.
+extern "C" __global__ void __launch_bounds__(ADAM_THREADS, 2)
 adam_step(const Step* steps, u32* cursor, float* params, float* m, float* v, const float* dx, const uint2* sorted, const u32* begins,
           const float* partials, const float* h_last, const float* dlogits, const float* loss, const float* hits, MetricSums* sums,
           u32 vocab, u32 e, u32 owned, u32 buckets, u64 capacity, u32 layer_begin, u32 layer_blocks, u32 dense_begin,
@@ -238,7 +239,7 @@ adam_step(const Step* steps, u32* cursor, float* params, float* m, float* v, con
                     by_rows, one_minus_beta1, one_minus_beta2, eps, nullptr, nullptr);
 }
 
-extern "C" __global__ void __launch_bounds__(ADAM_THREADS)
+extern "C" __global__ void __launch_bounds__(ADAM_THREADS, 2)
 adam_step_bf16(const Step* steps, u32* cursor, float* params, float* m, float* v, const float* dx, const uint2* sorted,
                const u32* begins, const float* partials, const bf16* h_last, const float* dlogits, const float* loss,
                const float* hits, MetricSums* sums, u32 vocab, u32 e, u32 owned, u32 buckets, u64 capacity, u32 layer_begin,
@@ -249,7 +250,7 @@ adam_step_bf16(const Step* steps, u32* cursor, float* params, float* m, float* v
                    by_rows, one_minus_beta1, one_minus_beta2, eps, stored, nullptr);
 }
 
-extern "C" __global__ void __launch_bounds__(ADAM_THREADS)
+extern "C" __global__ void __launch_bounds__(ADAM_THREADS, 2)
 adam_step_f16(const Step* steps, u32* cursor, float* params, float* m, float* v, const float* dx, const uint2* sorted,
               const u32* begins, const float* partials, const f16* h_last, const float* dlogits, const float* loss,
               const float* hits, MetricSums* sums, u32 vocab, u32 e, u32 owned, u32 buckets, u64 capacity, u32 layer_begin,

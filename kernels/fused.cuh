@@ -184,6 +184,16 @@ __device__ __forceinline__ void load_tile(const T* w, float* w_tile, u32 first_k
     }
 }
 
+// Numbers [four, four + 4) of a row of n; one store where n is a multiple of 4. (The store4 of common.cuh that decides between one and
+// four is made four by the compiler here.)
+__device__ __forceinline__ void store_four(float* row, u32 four, u32 n, float4 value) {
+    if (n % 4 == 0) {
+        if (four < n) store4(row + four, value.x, value.y, value.z, value.w);
+    } else {
+        store4(row, four, n, false, value);
+    }
+}
+
 // The four columns and N rows of a sum of outer products that a helper has in registers.
 template <u32 N>
 struct Tile {
@@ -205,16 +215,17 @@ struct Tile {
         }
     }
 
-    // Rows first_row … of n, columns four … of one gate's `hidden`. Says whether all that was written is finite.
+    // Rows first_row … of n, columns four … of one gate's `hidden`. Says whether all of them are finite; what is padded is 0, or like
+    // the rest where h or x is not finite.
     __device__ __forceinline__ bool store(float* to, u32 first_row, u32 n, u32 four, u32 hidden) const {
         bool finite = true;
 #pragma unroll
         for (u32 k = 0; k < N; ++k) {
             if (first_row + k >= n) continue;
-            store4(to + (u64)(first_row + k) * GATES * hidden, four, hidden, hidden % 4 == 0,
-                   make_float4(sum[k][0], sum[k][1], sum[k][2], sum[k][3]));
+            store_four(to + (u64)(first_row + k) * GATES * hidden, four, hidden,
+                       make_float4(sum[k][0], sum[k][1], sum[k][2], sum[k][3]));
 #pragma unroll
-            for (u32 i = 0; i < 4; ++i) finite &= four + i >= hidden || is_finite(sum[k][i]);
+            for (u32 i = 0; i < 4; ++i) finite &= is_finite(sum[k][i]);
         }
         return finite;
     }
@@ -339,11 +350,8 @@ __device__ __forceinline__ void fused_step(const Step* steps, u32* cursor, const
         all_finite &= dw.store(partials, quarter * INPUTS, e, four, hidden);
         all_finite &= du.store(partials + (u64)e * GATES * hidden, quarter * UNITS, hidden, four, hidden);
         if (quarter == 0) {
-            store4(partials + (u64)(e + hidden) * GATES * hidden, four, hidden, hidden % 4 == 0, db);
-            all_finite &= four >= hidden || is_finite(db.x);
-            all_finite &= four + 1 >= hidden || is_finite(db.y);
-            all_finite &= four + 2 >= hidden || is_finite(db.z);
-            all_finite &= four + 3 >= hidden || is_finite(db.w);
+            store_four(partials + (u64)(e + hidden) * GATES * hidden, four, hidden, db);
+            all_finite &= is_finite(db.x) && is_finite(db.y) && is_finite(db.z) && is_finite(db.w);
         }
     } else {
         const u32 unit = thread / GATES;

@@ -729,6 +729,7 @@ struct Loaded<S> {
     cursor: DeviceVec<u32>,
     /// The steps' tokens by the rows of the table that they stand for.
     sorted: Growing<Pair>,
+    /// Each token's id and its place among the sorted ones.
     tokens: Growing<Pair>,
     begins: Growing<u32>,
     /// Rows of the largest batch that there is room for.

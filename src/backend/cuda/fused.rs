@@ -83,7 +83,7 @@ impl Fused {
         if t == 0 {
             return Err(Unfused::Registers);
         }
-        // As `Kept` of fused.cuh lays them out: of each time step gates by rows of 4·(HP + 8), h, two more numbers a unit
+        // As `Kept` of fused.cuh lays them out: of each time step gates by rows of 4·(HP + 8), h, two more numbers a unit,
         // x and a place; h of one step more, 16 rows of W, the logits and their gradients.
         let of_a_step = 4 * (padded + 8) + 3 * padded + inputs + 1;
         let tile = 16 * (4 * padded + 4);
@@ -278,8 +278,8 @@ pub(super) fn step<S: Stored>(
     // block below the step's rows, of which there are at most `rows`, has one row of every array: all were checked; the
     // engine has checked that the step's rows lie within the order, the order's within the data set. The tokens are those
     // that `sort_tokens` wrote for these steps: ids below V, which it compared, and places below rows·T. Labels were
-    // compared with C above. The kernel is wide
-    // enough for H and E, and its shared memory is what `Fused::new` counts, allowed when the kernels were loaded.
+    // compared with C above. The kernel is wide enough for H and E, and its shared memory is what `Fused::new` counts,
+    // allowed when the kernels were loaded.
     unsafe {
         call.launch([grid, 1, 1], fused.step_threads(), size("fused_step", "shared bytes", fused.step_bytes)?)
     }

@@ -7,7 +7,7 @@ use super::steps::Step;
 use crate::error::Result;
 use crate::tuning::{ADAM_THREADS, EMBEDDING_TILE, SORT_THREADS};
 
-/// An id's key (tokens.cu) and its token.
+/// Two numbers of a token (tokens.cu): its id's key and the token among the sorted, its id and its place there among the tokens.
 pub(super) type Pair = [u32; 2];
 
 /// How `adam_step` divides a table `[V,E]` among its blocks; it depends on nothing else.

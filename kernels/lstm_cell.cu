@@ -17,6 +17,8 @@
 
 // Wide: between two strips every thread waits for memory once.
 constexpr u32 CELL_K = 64;
+constexpr u32 PIECE = 32;
+static_assert(CELL_K == 2 * PIECE, "two pieces a strip");
 constexpr u32 ROW_PAIRS = CELL_ROWS / 2;
 static_assert(CELL_THREADS == ROW_PAIRS * CELL_UNITS, "a thread computes two rows of a unit");
 static_assert(CELL_ROWS * CELL_K % CELL_THREADS == 0 && CELL_UNITS * CELL_K % CELL_THREADS == 0, "strips are loaded evenly");
@@ -34,14 +36,49 @@ __device__ __forceinline__ void load_rows(const T* operand, u32 first_row, u32 r
     }
 }
 
+// Sums of N numbers by quads of pieces.
+template <u32 N>
+struct Quads {
+    float (&sum)[N];
+    float held[N] = {};
+    bool holds = false;
+
+    __device__ __forceinline__ explicit Quads(float (&sum)[N]) : sum(sum) {}
+
+    // Two pieces more.
+    __device__ __forceinline__ void add(const float (&pieces)[2][N]) {
+#pragma unroll
+        for (u32 i = 0; i < N; ++i) {
+            const float pair = pieces[0][i] + pieces[1][i];
+            if (holds) {
+                sum[i] += held[i] + pair;
+            } else {
+                held[i] = pair;
+            }
+        }
+        holds = !holds;
+    }
+
+    // No more.
+    __device__ __forceinline__ void end() {
+        if (!holds) return;
+#pragma unroll
+        for (u32 i = 0; i < N; ++i) sum[i] += held[i] + 0.0f;
+    }
+};
+
+// The products of a piece that begins at k in a dimension of `extent`, a multiple of 16: beyond the dimension strips hold zeros.
+__device__ __forceinline__ u32 piece_length(u32 k, u32 extent) { return k < extent ? min(PIECE, (extent - k + 15) / 16 * 16) : 0; }
+
 // sum[r] += operand[row r, 0..k] · weights[0..k, the four gates of this thread's unit]. Every thread of the block takes part.
 template <typename T>
 __device__ __forceinline__ void add_product(const T* operand, const T* weights, u32 k, u32 batch, u32 hidden,
-                                            float (*rows)[CELL_ROWS + 1], float4 (*gates)[CELL_UNITS], float (&sum)[2][GATES]) {
+                                            float (*rows)[CELL_ROWS + 1], float4 (*gates)[CELL_UNITS], float (&sum)[2 * GATES]) {
     const u32 first_row = blockIdx.y * CELL_ROWS;
     const u32 first_unit = blockIdx.x * CELL_UNITS;
     const u32 unit = threadIdx.x % CELL_UNITS;
     const u32 pair = threadIdx.x / CELL_UNITS;
+    Quads<2 * GATES> quads(sum);
     for (u32 first_k = 0; first_k < k; first_k += CELL_K) {
         load_rows(operand, first_row, batch, first_k, k, rows);
 #pragma unroll
@@ -54,22 +91,30 @@ __device__ __forceinline__ void add_product(const T* operand, const T* weights, 
             ((float*)&gates[inner][at_unit])[gate] = inside ? widen(weights[at]) : 0.0f;
         }
         __syncthreads();
-        // Beyond k a strip holds zeros.
-#pragma unroll 16
-        for (u32 inner = 0; inner < min(CELL_K, (k - first_k + 15) / 16 * 16); ++inner) {
-            const float4 w = gates[inner][unit];
+        float pieces[2][2 * GATES] = {};
 #pragma unroll
-            for (u32 r = 0; r < 2; ++r) {
-                const float factor = rows[inner][pair + r * ROW_PAIRS];
-                sum[r][GATE_I] = fmaf(factor, w.x, sum[r][GATE_I]);
-                sum[r][GATE_F] = fmaf(factor, w.y, sum[r][GATE_F]);
-                sum[r][GATE_G] = fmaf(factor, w.z, sum[r][GATE_G]);
-                sum[r][GATE_O] = fmaf(factor, w.w, sum[r][GATE_O]);
+        for (u32 piece = 0; piece < 2; ++piece) {
+            const u32 begin = piece * PIECE;
+            const u32 end = begin + piece_length(first_k + begin, k);
+#pragma unroll 16
+            for (u32 inner = begin; inner < end; ++inner) {
+                const float4 w = gates[inner][unit];
+#pragma unroll
+                for (u32 r = 0; r < 2; ++r) {
+                    const float factor = rows[inner][pair + r * ROW_PAIRS];
+                    float* chain = &pieces[piece][r * GATES];
+                    chain[GATE_I] = fmaf(factor, w.x, chain[GATE_I]);
+                    chain[GATE_F] = fmaf(factor, w.y, chain[GATE_F]);
+                    chain[GATE_G] = fmaf(factor, w.z, chain[GATE_G]);
+                    chain[GATE_O] = fmaf(factor, w.w, chain[GATE_O]);
+                }
             }
         }
+        quads.add(pieces);
         // The strips are written anew.
         __syncthreads();
     }
+    quads.end();
 }
 
 // pre may be null (then the sums start from b) and may be the same array as gates: a thread reads what it later writes.
@@ -81,7 +126,7 @@ __device__ __forceinline__ void cell_forward(const T* x, const T* h_prev, const 
     const u32 unit = blockIdx.x * CELL_UNITS + threadIdx.x % CELL_UNITS;
     const u32 first_row = blockIdx.y * CELL_ROWS + threadIdx.x / CELL_UNITS;
 
-    float sum[2][GATES];
+    float sum[2 * GATES];
 #pragma unroll
     for (u32 r = 0; r < 2; ++r) {
         const u32 row = first_row + r * ROW_PAIRS;
@@ -89,7 +134,7 @@ __device__ __forceinline__ void cell_forward(const T* x, const T* h_prev, const 
         for (u32 gate = 0; gate < GATES; ++gate) {
             const u64 col = (u64)gate * hidden + unit;
             const bool inside = unit < hidden && row < batch;
-            sum[r][gate] = !inside ? 0.0f : pre ? pre[(u64)row * GATES * hidden + col] : b[col];
+            sum[r * GATES + gate] = !inside ? 0.0f : pre ? pre[(u64)row * GATES * hidden + col] : b[col];
         }
     }
     add_product(x, w, e, batch, hidden, row_strip, gate_strip, sum);
@@ -99,10 +144,10 @@ __device__ __forceinline__ void cell_forward(const T* x, const T* h_prev, const 
     for (u32 r = 0; r < 2; ++r) {
         const u32 row = first_row + r * ROW_PAIRS;
         if (unit >= hidden || row >= batch) continue;
-        const float i = strict_sigmoid(sum[r][GATE_I]);
-        const float f = strict_sigmoid(sum[r][GATE_F]);
-        const float g = strict_tanh(sum[r][GATE_G]);
-        const float o = strict_sigmoid(sum[r][GATE_O]);
+        const float i = strict_sigmoid(sum[r * GATES + GATE_I]);
+        const float f = strict_sigmoid(sum[r * GATES + GATE_F]);
+        const float g = strict_tanh(sum[r * GATES + GATE_G]);
+        const float o = strict_sigmoid(sum[r * GATES + GATE_O]);
         const u64 state = (u64)row * hidden + unit;
         T* gate_row = gates + (u64)row * GATES * hidden + unit;
         gate_row[GATE_I * hidden] = narrow<T>(i);
@@ -129,6 +174,7 @@ __device__ __forceinline__ void cell_backward(const T* dpre_next, const T* u, co
 
     float dh_all[2] = {0.0f, 0.0f};
     if (dpre_next) {
+        Quads<2> quads(dh_all);
         for (u32 first_k = 0; first_k < columns; first_k += CELL_K) {
             load_rows(dpre_next, blockIdx.y * CELL_ROWS, batch, first_k, columns, row_strip);
 #pragma unroll
@@ -140,16 +186,24 @@ __device__ __forceinline__ void cell_backward(const T* dpre_next, const T* u, co
                 u_strip[inner][strip_unit] = inside ? widen(u[(u64)from * columns + first_k + inner]) : 0.0f;
             }
             __syncthreads();
-#pragma unroll 16
-            for (u32 inner = 0; inner < min(CELL_K, (columns - first_k + 15) / 16 * 16); ++inner) {
+            float pieces[2][2] = {};
 #pragma unroll
-                for (u32 r = 0; r < 2; ++r) {
-                    dh_all[r] = fmaf(row_strip[inner][pair + r * ROW_PAIRS], u_strip[inner][at_unit], dh_all[r]);
+            for (u32 piece = 0; piece < 2; ++piece) {
+                const u32 begin = piece * PIECE;
+                const u32 end = begin + piece_length(first_k + begin, columns);
+#pragma unroll 16
+                for (u32 inner = begin; inner < end; ++inner) {
+#pragma unroll
+                    for (u32 r = 0; r < 2; ++r) {
+                        pieces[piece][r] = fmaf(row_strip[inner][pair + r * ROW_PAIRS], u_strip[inner][at_unit], pieces[piece][r]);
+                    }
                 }
             }
+            quads.add(pieces);
             // The strips are written anew.
             __syncthreads();
         }
+        quads.end();
     }
 
 #pragma unroll

@@ -51,6 +51,9 @@ launch_constants! {
     /// Most blocks, and so most partial sums, of the backward pass over a sequence.
     SEQUENCE_PARTIALS = 512;
 
+    /// Hidden units of a block of the persistent LSTM kernels.
+    PERSISTENT_UNITS = 16;
+
     /// Warps of a block of the dense and cross-entropy kernels, an output or a row each.
     DENSE_WARPS = 8;
     /// Threads of the one block that adds up loss and accuracy.

@@ -296,17 +296,35 @@ fn a_launch_that_fails_midway_leaves_the_checkpoint_and_a_resume_has_the_same_bi
 }
 
 #[test]
-fn a_variable_keeps_training_and_evaluation_off_the_fused_path() {
+fn a_variable_chooses_the_path_of_training_and_evaluation() {
     let place = Place::new();
     place.write("mine.csv", &toy_csv(120));
-    let args = with(&["train", "mine.csv", "--epochs", "2", "--device", "cuda"], &SMALL);
+    // More units than a block of the persistent kernels has.
+    let args = with(
+        &["train", "mine.csv", "--epochs", "2", "--device", "cuda"],
+        &["--embed", "4", "--hidden", "20", "--maxlen", "8", "--batch-size", "16"],
+    );
+    // With which kernels each path trains and evaluates; one that a device cannot have gives way.
+    let ways = [
+        ("best", "40", ["fused_step", "fused_forward"]),
+        ("unfused", "40", ["lstm_sequence_backward", "lstm_sequence_forward"]),
+        ("persistent", "40", ["lstm_persistent_backward", "lstm_persistent_forward"]),
+        ("persistent", "1", ["lstm_cell_backward", "lstm_cell_forward"]),
+        ("cells", "40", ["lstm_cell_backward", "lstm_cell_forward"]),
+    ];
+    let every = ["fused", "lstm_sequence", "lstm_persistent", "lstm_cell"];
     let mut models = Vec::new();
-    for (path, counters, model) in
-        [("best", "best.jsonl", "best.safetensors"), ("unfused", "unfused.jsonl", "unfused.safetensors")]
-    {
-        let settings = [("RECURVE_CUDA_PATH", path), ("SOFTCUDA_COUNTERS", counters)];
-        ok(&place, &settings, &with(&args, &["--save", model]));
-        let counted = fs::read_to_string(place.path(counters)).unwrap();
+    for (way, (path, multiprocessors, kernels)) in ways.into_iter().enumerate() {
+        let [counters, model] = ["jsonl", "safetensors"].map(|ending| format!("{way}.{ending}"));
+        let settings = [
+            ("RECURVE_CUDA_PATH", path),
+            ("SOFTCUDA_COUNTERS", counters.as_str()),
+            ("SOFTCUDA_MULTIPROCESSORS", multiprocessors),
+        ];
+        let mut save = args.clone();
+        save.extend(["--save", model.as_str()]);
+        ok(&place, &settings, &save);
+        let counted = fs::read_to_string(place.path(&counters)).unwrap();
         let launches = |kernel: &str| -> u64 {
             let lines = counted.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
             let of = |line: serde_json::Value| {
@@ -316,20 +334,22 @@ fn a_variable_keeps_training_and_evaluation_off_the_fused_path() {
             };
             lines.map(of).max().unwrap()
         };
-        let (fused, unfused) =
-            (launches("fused_step").min(launches("fused_forward")), launches("lstm_sequence_backward"));
-        println!("RECURVE_CUDA_PATH={path}: {fused} launches of the fused kernels, {unfused} of the others");
-        assert_eq!((fused > 0, unfused > 0), (path == "best", path == "unfused"), "{counted}");
-        assert_eq!(launches("fused") > 0, path == "best", "{counted}");
-        models.push(fs::read(place.path(model)).unwrap());
+        let [back, forward] = kernels.map(launches);
+        println!("RECURVE_CUDA_PATH={path}: {back} and {forward} launches of {kernels:?}");
+        assert!(back > 0 && forward > 0, "{counted}");
+        for others in every.into_iter().filter(|others| !kernels[0].starts_with(others)) {
+            assert_eq!(launches(others), 0, "{others}: {counted}");
+        }
+        models.push(fs::read(place.path(&model)).unwrap());
     }
-    assert!(models[0] == models[1], "the paths' models have other bytes");
+    assert!(models[0] == models[1], "the fused path's model has other bytes");
+    assert!(models[2] == models[3] && models[3] == models[4], "the persistent path's model has other bytes");
 
     let output = run(&place, &[("RECURVE_CUDA_PATH", "fast")], &args);
     let error = text(&output.stderr);
     println!("{error}");
     assert_eq!(output.status.code(), Some(2), "{error}");
-    assert!(error.contains("RECURVE_CUDA_PATH: found \"fast\", expected best or unfused"), "{error}");
+    assert!(error.contains("RECURVE_CUDA_PATH: found \"fast\", expected one of best, unfused, persistent, cells"), "{error}");
 }
 
 #[test]

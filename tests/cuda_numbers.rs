@@ -130,6 +130,25 @@ fn training_steps_agree_with_the_oracle_on_every_path() {
     }
 }
 
+/// What a training by this path leaves on every image: metrics, an evaluation, predictions and the state's bits.
+type Left = (Metrics, Metrics, Vec<u32>, [Vec<u32>; 3]);
+
+fn trained(path: PathChoice, model: &Model, examples: &Examples, steps: &[StepState]) -> Vec<Left> {
+    let with = |engine: CudaEngine| {
+        let mut engine = CudaEngine::with_path(engine.into_cuda(), path);
+        load(&mut engine, model, examples);
+        // A part of the steps by itself, as a training that polls does.
+        engine.train(&steps[..1]).unwrap();
+        engine.train(&steps[1..]).unwrap();
+        let metrics = engine.poll(true).unwrap();
+        let evaluated = engine.evaluate(Part::Test, 4).unwrap();
+        let predicted = engine.predict(&examples.x, examples.rows()).unwrap();
+        let predicted = predicted.iter().map(|p| p.to_bits()).collect();
+        (metrics, evaluated, predicted, bits(&engine.read_state().unwrap()))
+    };
+    engines().into_iter().map(with).collect()
+}
+
 /// The fused path and the one an operation a kernel: every sum has the same order (but W's gradient for E above 32), so
 /// every bit is the same. Shapes that
 /// pad, tokens that repeat, batches down to one row, and more rows than a warp has lanes.
@@ -154,21 +173,7 @@ fn the_fused_path_has_the_bits_of_the_unfused_one() {
         all.extend(again);
         all[0].weight_decay = 0.1;
         {
-            let run = |path| -> Vec<_> {
-                let with = |engine: CudaEngine| {
-                    let mut engine = CudaEngine::with_path(engine.into_cuda(), path);
-                    load(&mut engine, &model, &examples);
-                    // A part of the steps by itself, as a training that polls does.
-                    engine.train(&all[..1]).unwrap();
-                    engine.train(&all[1..]).unwrap();
-                    let metrics = engine.poll(true).unwrap();
-                    let evaluated = engine.evaluate(Part::Test, 4).unwrap();
-                    let predicted = engine.predict(&examples.x, rows).unwrap();
-                    let predicted: Vec<u32> = predicted.iter().map(|p| p.to_bits()).collect();
-                    (metrics, evaluated, predicted, bits(&engine.read_state().unwrap()))
-                };
-                engines().into_iter().map(with).collect()
-            };
+            let run = |path| trained(path, &model, &examples, &all);
             let (fused, unfused) = (run(PathChoice::Best), run(PathChoice::Unfused));
             println!(
                 "T {t}, V {vocab}, E {embed}, H {hidden}, C {classes}, batches of {batch}: compared on {} images",
@@ -190,6 +195,52 @@ fn the_fused_path_has_the_bits_of_the_unfused_one() {
             }
         }
     }
+}
+
+/// The kernels whose blocks wait for each other, and those of one time step: the same order of every sum. Widths at the edges of a
+/// piece of the sums, of a block and of both kernels; batches of a part of a tile, of several tiles, of several groups; the device's own
+/// choice for each shape is one of the two.
+#[test]
+fn the_persistent_path_has_the_bits_of_the_cells() {
+    // rows, batch, T, V, E, H, C
+    for (rows, batch, t, vocab, embed, hidden, classes) in [
+        (3, 2, 1, 3, 1, 1, 2),
+        (9, 5, 4, 9, 3, 16, 3),
+        (6, 6, 3, 30, 7, 33, 2),
+        (7, 4, 3, 30, 16, 97, 2),
+        (45, 45, 2, 20, 5, 129, 3),
+        (5, 3, 5, 20, 3, 160, 2),
+        (3, 3, 2, 20, 2, 256, 2),
+        (9, 9, 3, 20, 3, 257, 2),
+        (2, 2, 2, 20, 2, 509, 2),
+    ] {
+        let (model, examples) =
+            (model(vocab, embed, hidden, classes), examples(rows, t, vocab as u32, classes as u32));
+        let batch = batch as u32;
+        let mut all = steps(rows as u32, batch, 0, 0.003);
+        // A step of a large model takes seconds in software.
+        if hidden < 256 {
+            let again = steps(rows as u32, batch, all.len() as u64, 0.002);
+            all.extend(again);
+            all[1].clip_norm = 0.05;
+        }
+        let run = |path| trained(path, &model, &examples, &all);
+        let cells = run(PathChoice::Cells);
+        let choices = [PathChoice::Persistent, PathChoice::Best];
+        for choice in choices.into_iter().take(if (129..200).contains(&hidden) { 2 } else { 1 }) {
+            for (persistent, cells) in run(choice).iter().zip(&cells) {
+                assert_eq!(persistent.0, cells.0, "metrics, H {hidden}, {choice:?}");
+                assert_eq!(persistent.1, cells.1, "evaluation, H {hidden}, {choice:?}");
+                assert!(persistent.2 == cells.2, "predictions, H {hidden}, {choice:?}");
+                assert!(persistent.3 == cells.3, "parameters or moments, H {hidden}, {choice:?}");
+            }
+        }
+        println!("T {t}, E {embed}, H {hidden}, batches of {batch}: compared on {} images", cells.len());
+    }
+    let engine = engines().pop().unwrap();
+    let units = engine.cuda().persistent_units();
+    println!("persistent kernels up to H {units}");
+    assert!(!engine.cuda().is_software() || units == 512, "{units}");
 }
 
 /// Widths that no load by fours and no warp fits, sequences of one time step, batches of one row on, and of different

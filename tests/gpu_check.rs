@@ -10,8 +10,8 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-const PARTS: [&str; 9] =
-    ["environment", "bits", "parity", "training", "sanitizer", "peers", "kernels", "cpu", "profile"];
+const PARTS: [&str; 10] =
+    ["environment", "bits", "parity", "training", "sanitizer", "peers", "paths", "kernels", "cpu", "profile"];
 
 /// A Python that is new enough, if there is one: the system's own first, as a user's shell may have another.
 fn python() -> Option<PathBuf> {

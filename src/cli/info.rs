@@ -58,6 +58,7 @@ pub fn run(args: &InfoArgs) -> Result<()> {
 #[cfg(feature = "cuda")]
 fn cuda_lines() -> Vec<String> {
     use recurve::backend::cuda::{Cuda, devices};
+    use recurve::tuning::SEQUENCE_STREAMED;
     let count = match devices() {
         Ok(count) => count,
         Err(missing) => {
@@ -74,13 +75,14 @@ fn cuda_lines() -> Vec<String> {
         let info = cuda.info();
         let gibibytes = cuda.memory() as f64 / (1u64 << 30) as f64;
         let mut line = format!(
-            "device {:<10} {} ({}), {gibibytes:.1} GiB, {} of 64 streamed rows of U and {} bytes of a fused row in shared \
-             memory",
+            "device {:<10} {} ({}), {gibibytes:.1} GiB, {} of {SEQUENCE_STREAMED} streamed rows of U and {} bytes of a fused row in \
+             shared memory, persistent kernels up to H {}",
             info.device,
             info.name,
             info.executed,
             cuda.staged_rows(),
-            cuda.fused_bytes()
+            cuda.fused_bytes(),
+            cuda.persistent_units()
         );
         for refused in cuda.refused_images() {
             line.push_str(&format!("; did not load {refused}"));
@@ -99,8 +101,8 @@ const SHARED_KIB: [(&str, usize); 5] =
 /// How a model trains on CUDA, on each architecture: the path, and why not the fused one.
 #[cfg(feature = "cuda")]
 fn cuda_path(config: &ModelConfig, t: usize, batch: usize) -> String {
-    use recurve::backend::cuda::{Unfused, lstm_sequence::path};
-    let layer = path(config.hidden, config.embed);
+    use recurve::backend::cuda::{PathChoice, Unfused, path::path};
+    let layer = path(config.hidden, config.embed, PathChoice::Best);
     let fused = match Fused::new(config, t) {
         Ok(_) if batch > recurve::tuning::SEQUENCE_PARTIALS as usize => Err(Unfused::Batch(batch)),
         found => found,
@@ -124,11 +126,12 @@ fn cuda_path(config: &ModelConfig, t: usize, batch: usize) -> String {
 }
 
 /// Which kernels a layer of each size goes through. It depends on the sizes alone; a device's shared memory only changes
-/// where a part of U is kept.
+/// where a part of U is kept, and its multiprocessors whether persistent kernels give way to others with the same bits.
 #[cfg(feature = "cuda")]
 fn cuda_paths() -> Vec<String> {
-    use recurve::backend::cuda::{lstm_sequence::path, staged_rows};
-    let sizes: [(&str, usize, &str, usize); 8] = [
+    use recurve::backend::cuda::{PathChoice, path::path, staged_rows};
+    let path = |hidden, embed| path(hidden, embed, PathChoice::Best);
+    let sizes: [(&str, usize, &str, usize); 11] = [
         ("1-32", 32, "1-16", 16),
         ("1-32", 32, "17-32", 32),
         ("1-32", 32, "33-", 33),
@@ -137,13 +140,20 @@ fn cuda_paths() -> Vec<String> {
         ("33-64", 64, "33-", 33),
         ("65-96", 96, "any", 16),
         ("97-128", 128, "any", 16),
+        ("129-256", 256, "any", 16),
+        ("257-512", 512, "any", 16),
+        ("513-", 513, "any", 16),
     ];
     let mut lines =
         vec!["LSTM on CUDA      by hidden units H and inputs E, on every architecture".to_string()];
     for (hidden, h, embed, e) in sizes {
         lines.push(format!("  H {hidden:<7} E {embed:<6} {}", path(h, e)));
     }
-    lines.push(format!("  H {:<7} E {:<6} {}", "129-", "any", path(129, 16)));
+    lines.push(format!(
+        "  persistent      {} units a block, a block a multiprocessor; a device with fewer, or that cannot launch blocks together: one \
+         kernel a time step, the same bits",
+        recurve::tuning::PERSISTENT_UNITS
+    ));
     lines.push(format!(
         "Steps on CUDA     fused (2 kernels a step) where H <= 64, E <= 64 (32 where H > 32), batch <= {} and a row fits:",
         recurve::tuning::SEQUENCE_PARTIALS
@@ -176,7 +186,8 @@ fn cuda_paths() -> Vec<String> {
         .map(|(arch, kib)| format!("{} on {arch}", staged_rows(*kib as u32 * 1024, of_kernel(arch))))
         .collect();
     lines.push(format!(
-        "  rows of U in shared memory at H 97-128, of 64 not in registers: {}",
+        "  rows of U in shared memory at H 97-128, of {} not in registers: {}",
+        recurve::tuning::SEQUENCE_STREAMED,
         staged.join(", ")
     ));
     lines

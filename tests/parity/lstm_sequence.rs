@@ -37,6 +37,9 @@ fn cases() -> Vec<Case> {
         (7, 19, 5, 96),
         (3, 133, 19, 128),
         (6, 33, 40, 129),
+        // Several tiles of a group's rows, and a group of fewer rows than a tile.
+        (3, 45, 3, 130),
+        (4, 9, 5, 259),
         // The batch's last time steps may be all there is.
         (1, 99, 257, 19),
         (0, 19, 3, 5),

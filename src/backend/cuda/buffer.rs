@@ -298,6 +298,11 @@ pub(super) fn copy<T: Pod>(ctx: &Context, what: &str, from: View<'_, T>, to: Vie
 
 /// Makes every byte of `to` zero.
 pub(super) fn clear<T: Pod>(ctx: &Context, what: &str, to: ViewMut<'_, T>) -> Result<()> {
+    set_bytes(ctx, what, to, 0)
+}
+
+/// Makes every byte of `to` this one.
+pub(super) fn set_bytes<T: Pod>(ctx: &Context, what: &str, to: ViewMut<'_, T>, byte: u8) -> Result<()> {
     let fail = |error| ctx.error(&format!("clearing {what} on the device"), error);
     let n = to.len();
     if n == 0 {
@@ -307,8 +312,8 @@ pub(super) fn clear<T: Pod>(ctx: &Context, what: &str, to: ViewMut<'_, T>) -> Re
         return Err(outside(&(0..n), 0));
     };
     ctx.cuda.bind_to_thread().map_err(fail)?;
-    // SAFETY: `address` holds `n` elements, and zero bytes are a value of every plain type.
-    unsafe { result::memset_d8_async(address, 0, n * size_of::<T>(), ctx.stream.cu_stream()) }.map_err(fail)
+    // SAFETY: `address` holds `n` elements, and any bytes are a value of every plain type.
+    unsafe { result::memset_d8_async(address, byte, n * size_of::<T>(), ctx.stream.cu_stream()) }.map_err(fail)
 }
 
 /// A float array on a device.

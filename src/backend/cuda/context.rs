@@ -59,6 +59,7 @@ const SYMBOLS: &[&str] = &[
     "cuFuncGetAttribute",
     "cuFuncSetAttribute",
     "cuLaunchKernel",
+    "cuLaunchCooperativeKernel",
     "cuStreamCreate",
     "cuStreamSynchronize",
     "cuStreamWaitEvent",
@@ -284,6 +285,9 @@ kernels! {
             lstm_sequence_backward_h64_e16 lstm_sequence_backward_h64_e32
             lstm_sequence_backward_h32 lstm_sequence_backward_h64 lstm_sequence_backward_h96
             lstm_sequence_backward_h128;
+        "lstm_persistent" "lstm_persistent":
+            lstm_persistent_forward_h256 lstm_persistent_forward_h512 lstm_persistent_backward_h256
+            lstm_persistent_backward_h512;
         "dense" "dense": dense_forward dense_backward_input dense_backward_weights;
         "fused" "fused_half":
             fused_step_h32_e16 fused_step_h32_e32 fused_step_h32_e64 fused_step_h64_e16 fused_step_h64_e32
@@ -326,6 +330,8 @@ pub(super) struct Context {
     /// Bytes of shared memory that a block of the fused kernels can have.
     pub(super) fused_bytes: usize,
     pub(super) multiprocessors: u32,
+    /// Whether blocks can be launched together, to wait for each other.
+    pub(super) cooperative: bool,
     pub(super) staging: Mutex<Option<Staging>>,
     pub(super) stream: Arc<CudaStream>,
     pub(super) cuda: Arc<CudaContext>,
@@ -383,6 +389,9 @@ impl Context {
         let multiprocessors = cuda
             .attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
             .map_err(|e| fail("ask for the number of multiprocessors", e))?;
+        let cooperative = cuda
+            .attribute(Attribute::CU_DEVICE_ATTRIBUTE_COOPERATIVE_LAUNCH)
+            .map_err(|e| fail("ask for cooperative launches", e))?;
         if capability < MIN_CAPABILITY {
             return Err(Error::device(
                 label,
@@ -428,6 +437,7 @@ impl Context {
             staged_rows: staged,
             fused_bytes: usize::try_from(opt_in).unwrap_or(0),
             multiprocessors: u32::try_from(multiprocessors).unwrap_or(1),
+            cooperative: cooperative != 0,
             staging: Mutex::new(None),
             stream,
             cuda,

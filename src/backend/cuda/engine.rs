@@ -4,16 +4,18 @@
 //! tokens sorted, and launches graphs; the device itself counts through the table, gathers its rows and adds up its
 //! metrics. Nothing waits but [`Engine::poll`] and whoever asks for results.
 //!
-//! Three paths, by the shape and what a block may have of shared memory ([`Fused`]; `recurve info` lists them):
+//! Four paths, by the shape and what a block may have of shared memory ([`Fused`], [`path`](super::path); `recurve info` lists
+//! them):
 //!
 //! | path | kernels a step | a graph |
 //! | --- | --- | --- |
 //! | fused | 2: `fused_step`, `adam_step` | as many steps as [`GRAPH_STEPS`] says, of any number of rows |
 //! | sequence | one an operation, one for all time steps of the LSTM | one step, for each number of rows |
+//! | persistent | the same | the same |
 //! | cells | one an operation, one for each time step of the LSTM | one step, for each number of rows |
 //!
-//! Every sum has one order whatever the path, so the fused path and the sequence's give the same bits: what a device has
-//! of shared memory changes no result. One exception: for E from 33 to 64 the sequence's path sums W's gradient by a
+//! The fused path and the sequence's have one order of every sum, and so have the persistent one and the cells': what a device
+//! has of shared memory and multiprocessors changes no result. One exception: for E from 33 to 64 the sequence's path sums W's gradient by a
 //! product, in another order; there the path is the same on every device ([`Fused::within`]). A step that clips needs the
 //! norm of the whole gradient before Adam: it takes the sequence's path (or the cells'), with the gradients in an arena.
 //!
@@ -29,6 +31,7 @@ use super::fused::{Fused, Unfused};
 use super::graph::Graph;
 use super::half::{self, Bf16, F16, FLAGS, Scaling, Stored, all_finite, loss_scale};
 use super::lstm_sequence::{self, Plan, Trace, Weights};
+use super::path::PathChoice;
 use super::steps::{CURSORS, Step};
 use super::tokens::{Buckets, Pair, Sorted, sort_tokens};
 use super::{Clip, Cuda, adam, dense, embedding, fill, fused};
@@ -69,36 +72,6 @@ pub struct CudaEngine {
     path: PathChoice,
     precision: Precision,
     cuda: Cuda,
-}
-
-/// The environment variable that chooses the path: `best` or `unfused`.
-const PATH_VARIABLE: &str = "RECURVE_CUDA_PATH";
-
-/// Which path training and evaluation take.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum PathChoice {
-    /// The fused one where the model fits it.
-    #[default]
-    Best,
-    /// Never the fused one: for tests and comparisons.
-    Unfused,
-}
-
-impl PathChoice {
-    /// What `RECURVE_CUDA_PATH` says; `Best` if it is not set.
-    ///
-    /// # Errors
-    /// [`Error::Usage`] if it is neither `best` nor `unfused`.
-    pub fn from_env() -> Result<Self> {
-        match std::env::var_os(PATH_VARIABLE) {
-            None => Ok(Self::Best),
-            Some(choice) if choice == "best" => Ok(Self::Best),
-            Some(choice) if choice == "unfused" => Ok(Self::Unfused),
-            Some(other) => {
-                Err(Error::usage(PATH_VARIABLE, format!("found {other:?}, expected best or unfused")))
-            }
-        }
-    }
 }
 
 impl CudaEngine {
@@ -298,6 +271,7 @@ impl<T: bytemuck::Pod> Growing<T> {
 /// The activations and gradients of a batch; of a smaller one, the front of each array is used.
 #[derive(Debug, Default)]
 struct Workspace<S> {
+    path: PathChoice,
     /// `[T,B]`
     ids: Growing<u32>,
     /// `[B]`
@@ -398,6 +372,10 @@ enum Want<'a> {
 }
 
 impl<S: Stored> Workspace<S> {
+    fn new(path: PathChoice) -> Self {
+        Self { path, ..Self::default() }
+    }
+
     /// Whether what gates are computed from has an array of its own.
     const APART: bool = !matches!(S::PRECISION, Precision::F32);
 
@@ -516,6 +494,7 @@ impl<S: Stored> Workspace<S> {
             Cell::Lstm => lstm_sequence::forward(
                 ctx,
                 d.sequence(),
+                self.path,
                 self.embedded.front(n * e)?,
                 None,
                 None,
@@ -797,7 +776,7 @@ impl<S: Stored> Loaded<S> {
             sums: DeviceVec::from_slice(ctx, "the metrics", &[MetricSums::default()])?,
             evaluated: DeviceVec::new(ctx, "the metrics", 1)?,
             reports: Reports::new(ctx)?,
-            work: Workspace::default(),
+            work: Workspace::new(path),
             x: Growing::default(),
             model: model.clone(),
         };
@@ -1029,7 +1008,7 @@ impl<S: Stored> Loaded<S> {
             }
             (Recorded::Single { rows, clips }, _) => {
                 let d = self.dims(rows as usize, t);
-                let plan = Plan::new(d.sequence())?;
+                let plan = Plan::new(d.sequence(), self.path)?;
                 self.fit(ctx, &d, Some(&plan))?;
                 Graph::record(ctx, || self.single_step(ctx, &d, &plan, clips))
             }
@@ -1089,7 +1068,7 @@ impl<S: Stored> Loaded<S> {
     /// epochs: steps would have to be recorded again if the arrays grew then.
     fn prepare_single(&mut self, ctx: &Context, rows: usize, t: usize) -> Result<()> {
         let d = self.dims(rows, t);
-        let plan = Plan::new(d.sequence())?;
+        let plan = Plan::new(d.sequence(), self.path)?;
         if rows == 0 || self.work.fits(&d, Some(&plan)) {
             return self.fit(ctx, &d, Some(&plan));
         }
@@ -1327,7 +1306,7 @@ impl<S: Stored> Session for Loaded<S> {
 fn fused_path(ctx: &Context, path: PathChoice, config: &ModelConfig, t: usize) -> Result<Fused, Unfused> {
     match path {
         PathChoice::Best => Fused::new(config, t)?.within(ctx.fused_bytes),
-        PathChoice::Unfused => Err(Unfused::Forbidden),
+        _ => Err(Unfused::Forbidden),
     }
 }
 

@@ -41,7 +41,7 @@ pub enum Unfused {
     Shared(usize, usize),
     /// A batch of more rows than there are partial sums.
     Batch(usize),
-    /// It was asked for ([`super::PathChoice::Unfused`]).
+    /// It was asked for ([`super::PathChoice`]).
     Forbidden,
 }
 
@@ -57,7 +57,7 @@ impl fmt::Display for Unfused {
             Unfused::Batch(rows) => {
                 write!(f, "not fused: {rows} rows a batch, more than {SEQUENCE_PARTIALS}")
             }
-            Unfused::Forbidden => f.write_str("not fused: RECURVE_CUDA_PATH=unfused"),
+            Unfused::Forbidden => f.write_str("not fused: RECURVE_CUDA_PATH asks for another path"),
         }
     }
 }

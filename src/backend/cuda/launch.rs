@@ -8,11 +8,22 @@ use super::buffer::{View, ViewMut};
 use super::context::{Context, Kernel};
 use crate::error::{Error, Result};
 use crate::tuning::ELEMENT_FOURS;
-use cudarc::driver::result;
+use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::sys;
 use std::ffi::c_void;
 
 /// The most parameters of any kernel.
 const MOST: usize = 36;
+
+/// What cudarc has for each way to launch a kernel.
+type Launch = unsafe fn(
+    sys::CUfunction,
+    (u32, u32, u32),
+    (u32, u32, u32),
+    u32,
+    sys::CUstream,
+    &mut [*mut c_void],
+) -> std::result::Result<(), DriverError>;
 
 /// A kernel and its arguments so far.
 pub(super) struct Call<'c> {
@@ -162,7 +173,24 @@ impl<'c> Call<'c> {
     /// # Safety
     /// The arguments are the kernel's parameters, in their order and of their types, and with these dimensions and
     /// this grid the kernel touches no element beyond what was checked when they were pushed.
-    pub(super) unsafe fn launch(mut self, grid: [u32; 3], block: u32, shared_bytes: u32) -> Result<()> {
+    pub(super) unsafe fn launch(self, grid: [u32; 3], block: u32, shared_bytes: u32) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { self.launch_by(result::launch_kernel, grid, block, shared_bytes) }
+    }
+
+    /// Launches the kernel with all its blocks on the device at once, so that they may wait for each other; more blocks than
+    /// the device has room for are an error of the driver.
+    ///
+    /// # Safety
+    /// As for [`Self::launch`].
+    pub(super) unsafe fn launch_together(self, grid: [u32; 3], block: u32) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { self.launch_by(result::launch_cooperative_kernel, grid, block, 0) }
+    }
+
+    /// # Safety
+    /// As for [`Self::launch`], and `launch` is a launch of the driver.
+    unsafe fn launch_by(mut self, launch: Launch, grid: [u32; 3], block: u32, shared_bytes: u32) -> Result<()> {
         if grid.contains(&0) {
             return Ok(());
         }
@@ -184,7 +212,7 @@ impl<'c> Call<'c> {
         // SAFETY: the function belongs to a module that `ctx` keeps loaded; the driver copies the arguments, which
         // live through the call, before it returns. The rest is the caller's promise.
         unsafe {
-            result::launch_kernel(
+            launch(
                 self.kernel.function,
                 grid.into(),
                 (block, 1, 1),

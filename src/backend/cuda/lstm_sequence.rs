@@ -1,6 +1,5 @@
-//! Launches the kernels of a whole sequence, or a cell's for each time step where a sequence does not fit one block.
-//!
-//! Which of them runs is [`path`]'s answer, from the shape alone: the same model gives the same bits on every GPU.
+//! A layer over a whole sequence, by the kernels that [`path`] names: those of a row in a block, which are launched here, the
+//! persistent ones, or a cell's for each time step; and the products before and after them.
 
 use super::adam::Partials;
 use super::buffer::{View, ViewMut, clear, copy};
@@ -9,76 +8,11 @@ use super::gemm::{Slices, column_sums, gemm};
 use super::half::{Stored, in_place};
 use super::launch::{Call, size};
 use super::lstm_cell::{self, Input, StateGradient};
+use super::lstm_persistent::{self, Groups};
+use super::path::{Accumulates, Path, PathChoice, path};
 use crate::backend::{CellDims, MatmulDims, SequenceDims};
 use crate::error::Result;
 use crate::tuning::{GEMM_TILE, SEQUENCE_PARTIALS};
-use std::fmt;
-
-/// The parameter gradients that a sequence's backward kernel sums while it walks back; products after it give the rest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Accumulates {
-    /// Those of W, U and b, with room for so many inputs.
-    All {
-        /// 16 or 32.
-        inputs: u32,
-    },
-    /// Those of U and b.
-    RecurrentAndBias,
-    /// None.
-    Nothing,
-}
-
-/// How a layer of some shape is computed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Path {
-    /// One kernel for the whole sequence, one block for each batch row.
-    Sequence {
-        /// Hidden units that the kernel is compiled for.
-        padded: u32,
-        /// What its backward pass sums.
-        accumulates: Accumulates,
-    },
-    /// One kernel for each time step.
-    Cell,
-}
-
-/// The path of a layer with `hidden` units and `embed` inputs.
-pub fn path(hidden: usize, embed: usize) -> Path {
-    let padded = match hidden {
-        0..=32 => 32,
-        33..=64 => 64,
-        65..=96 => 96,
-        97..=128 => 128,
-        _ => return Path::Cell,
-    };
-    let accumulates = match (padded, embed) {
-        (96 | 128, _) => Accumulates::Nothing,
-        (_, 0..=16) => Accumulates::All { inputs: 16 },
-        (_, 17..=32) => Accumulates::All { inputs: 32 },
-        _ => Accumulates::RecurrentAndBias,
-    };
-    Path::Sequence { padded, accumulates }
-}
-
-impl fmt::Display for Path {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Path::Cell => f.write_str("one kernel a time step; gradients of W, U and b by matrix products"),
-            Path::Sequence { padded, accumulates } => {
-                write!(f, "one kernel a sequence, {padded} units wide; ")?;
-                match accumulates {
-                    Accumulates::All { inputs } => {
-                        write!(f, "backward sums the gradients of W (up to {inputs} inputs), U and b itself")
-                    }
-                    Accumulates::RecurrentAndBias => {
-                        f.write_str("backward sums the gradients of U and b itself, W's by a matrix product")
-                    }
-                    Accumulates::Nothing => f.write_str("gradients of W, U and b by matrix products"),
-                }
-            }
-        }
-    }
-}
 
 /// How the parameter gradients of a batch are cut into partial sums.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,8 +26,8 @@ pub(super) struct Plan {
 
 impl Plan {
     /// The plan for a shape; it depends on nothing else.
-    pub(super) fn new(d: SequenceDims) -> Result<Self> {
-        let path = path(d.h, d.e);
+    pub(super) fn new(d: SequenceDims, choice: PathChoice) -> Result<Self> {
+        let path = path(d.h, d.e, choice);
         let rows = size("lstm_sequence_backward", "x [T,B,E]", d.t.saturating_mul(d.b))?;
         let batch = size("lstm_sequence_backward", "x [T,B,E]", d.b)?;
         let count = match path {
@@ -185,9 +119,11 @@ fn staged(ctx: &Context, padded: u32) -> (u32, u32) {
 }
 
 /// Assigns `gates`, `h` and `c` from `x` `[T,B,E]` and the initial state `[B,H]`, zeros where absent.
+#[allow(clippy::too_many_arguments)] // two of them are the initial state
 pub(super) fn forward<S: Stored>(
     ctx: &Context,
     d: SequenceDims,
+    choice: PathChoice,
     x: View<'_, S>,
     h0: Option<View<'_, S>>,
     c0: Option<View<'_, f32>>,
@@ -213,9 +149,13 @@ pub(super) fn forward<S: Stored>(
     };
     gemm(ctx, product, x, weights.w, Some(weights.b), sums, Slices::WHOLE, false)?;
 
-    let Path::Sequence { padded, .. } = path(hidden, e) else {
+    let path = path(hidden, e, choice);
+    let Path::Sequence { padded, .. } = path else {
         copy_or_zero(ctx, "h0", h0, h.again(), state)?;
         copy_or_zero(ctx, "c0", c0, c.again(), state)?;
+        if let Some(groups) = Groups::of(ctx, path, d) {
+            return lstm_persistent::forward(ctx, groups, d, weights.u, pre, gates, h, c);
+        }
         let d = CellDims { b: batch, e: 0, h: hidden };
         for s in 0..t {
             let (h_before, h_next) = h.again().split((s + 1) * state)?;
@@ -320,8 +260,16 @@ pub(super) fn backward<S: Stored>(
     let slices = Slices { count: plan.count, stride: plan.stride };
 
     let (w_done, u_and_b_done) = match plan.path {
-        Path::Cell => {
-            step_by_step(ctx, d, a, dpre.again(), dh0, dc0)?;
+        Path::Persistent { .. } | Path::Cell => {
+            match Groups::of(ctx, plan.path, d) {
+                Some(groups) => lstm_persistent::backward(ctx, groups, d, a, dpre.again(), dc0)?,
+                None => step_by_step(ctx, d, a, dpre.again(), dc0)?,
+            }
+            if let Some(dh0) = dh0 {
+                // dh0 = dpre[0]·Uᵀ
+                let product = MatmulDims { m: batch, k: columns, n: hidden, ta: false, tb: true };
+                gemm(ctx, product, dpre.view(), a.u, None, dh0, Slices::WHOLE, false)?;
+            }
             (false, false)
         }
         Path::Sequence { padded, accumulates } => {
@@ -383,13 +331,12 @@ pub(super) fn backward<S: Stored>(
     gemm(ctx, product, dpre.view(), a.w, None, dx, Slices::WHOLE, false)
 }
 
-/// `dpre`, `dh0` and `dc0`, one kernel a time step.
+/// `dpre` and `dc0`, one kernel a time step.
 fn step_by_step<S: Stored>(
     ctx: &Context,
     d: SequenceDims,
     a: Backward<'_, S>,
     mut dpre: ViewMut<'_, S>,
-    dh0: Option<ViewMut<'_, f32>>,
     mut dc0: ViewMut<'_, f32>,
 ) -> Result<()> {
     let SequenceDims { t, b: batch, h: hidden, .. } = d;
@@ -422,14 +369,7 @@ fn step_by_step<S: Stored>(
             dc0.again(),
         )?;
     }
-    match dh0 {
-        // dh0 = dpre[0]·Uᵀ
-        Some(dh0) => {
-            let product = MatmulDims { m: batch, k: columns, n: hidden, ta: false, tb: true };
-            gemm(ctx, product, dpre.view(), a.u, None, dh0, Slices::WHOLE, false)
-        }
-        None => Ok(()),
-    }
+    Ok(())
 }
 
 /// The gradients of no time steps at all: those by the last state pass through to the initial one.
@@ -451,26 +391,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_path_is_the_narrowest_kernel_that_fits() {
-        let sequence = |padded, accumulates| Path::Sequence { padded, accumulates };
-        for (hidden, embed, expected) in [
-            (1, 1, sequence(32, Accumulates::All { inputs: 16 })),
-            (32, 16, sequence(32, Accumulates::All { inputs: 16 })),
-            (32, 17, sequence(32, Accumulates::All { inputs: 32 })),
-            (33, 32, sequence(64, Accumulates::All { inputs: 32 })),
-            (64, 33, sequence(64, Accumulates::RecurrentAndBias)),
-            (65, 16, sequence(96, Accumulates::Nothing)),
-            (97, 1, sequence(128, Accumulates::Nothing)),
-            (128, 1000, sequence(128, Accumulates::Nothing)),
-            (129, 1, Path::Cell),
-        ] {
-            assert_eq!(path(hidden, embed), expected, "{hidden} units, {embed} inputs");
-        }
-    }
-
-    #[test]
     fn partial_sums_depend_on_the_shape_alone() {
-        let plan = |t, b, e, h| Plan::new(SequenceDims { t, b, e, h }).unwrap();
+        let plan = |t, b, e, h| Plan::new(SequenceDims { t, b, e, h }, PathChoice::Best).unwrap();
         assert_eq!((plan(32, 32, 16, 32).count, plan(32, 32, 16, 32).stride), (32, 49 * 128));
         assert_eq!(plan(32, 1000, 16, 32).count, 512);
         // 128 units: 2·8 tiles of 64, so 16 slices, if there are enough rows for them.

@@ -8,9 +8,10 @@
 //! | one for each kernel file | one typed function for each kernel |
 //! | `graph`, `engine` | training: steps recorded once and replayed for every batch |
 //!
-//! A training step takes one of three paths: [`fused`] (a batch row's whole step in one block, then one Adam), the sequence's
-//! kernels, or one for each time step ([`lstm_sequence`]). Which, and what they share, stands in `engine`; `recurve info`
-//! says what a shape takes and why, and `RECURVE_CUDA_PATH=unfused` or [`PathChoice`] forbids the first.
+//! A training step takes one of four paths: [`fused`] (a batch row's whole step in one block, then one Adam), or one kernel an
+//! operation, of which the LSTM's is one for a batch row's whole sequence, one for the whole batch's, or one for each time step
+//! ([`path`]). What they share stands in `engine`; `recurve info` says what a shape takes and why, and `RECURVE_CUDA_PATH` or
+//! [`PathChoice`] takes another.
 //!
 //! The driver is looked for when it is needed: without one, everything here is an error that says so.
 //!
@@ -34,15 +35,18 @@ mod half;
 pub mod image;
 mod launch;
 mod lstm_cell;
-pub mod lstm_sequence;
+mod lstm_persistent;
+mod lstm_sequence;
+pub mod path;
 mod steps;
 mod tokens;
 
 pub use activation::Activation;
 pub use buffer::{CudaBuffer, CudaIds};
 pub use context::{ImageChoice, LoadedImage, Missing, devices, staged_rows};
-pub use engine::{CudaEngine, PathChoice};
+pub use engine::CudaEngine;
 pub use fused::{Fused, Unfused};
+pub use path::PathChoice;
 
 use super::*;
 use crate::error::Result;
@@ -94,6 +98,12 @@ impl Cuda {
     /// The device's own name, e.g. `NVIDIA H100 80GB HBM3`.
     pub fn device_name(&self) -> &str {
         &self.ctx.name
+    }
+
+    /// The most hidden units of the persistent kernels that this device has all blocks of at once: 0 if it cannot launch
+    /// blocks together.
+    pub fn persistent_units(&self) -> usize {
+        lstm_persistent::most_units(&self.ctx)
     }
 
     /// True if this is the software device of the tests and no GPU.
@@ -289,6 +299,7 @@ impl Ops for Cuda {
         lstm_sequence::forward(
             &self.ctx,
             d,
+            self.path,
             a.x.view(),
             Some(a.h0.view()),
             Some(a.c0.view()),
@@ -319,7 +330,7 @@ impl Ops for Cuda {
             let (dh0, dc0) = (a.dh0.view_mut(), a.dc0.view_mut());
             return lstm_sequence::backward_of_nothing(ctx, d, last(a.dh_last), last(a.dc_last), dh0, dc0);
         }
-        let plan = Plan::new(d)?;
+        let plan = Plan::new(d, self.path)?;
         let mut dpre = self.scratch("the gradient by the pre-activations", a.gates.len())?;
         let mut partials = self.scratch("partial sums of the gradients", plan.extent())?;
         let dh = last(a.dh);

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use crate::counters::KernelCounters;
 use crate::exec::{Block, Launch};
 use crate::fault::{Error, Fault};
-use crate::memory::{MAX_TRACKED, Memory};
+use crate::memory::{LAUNCH_NUMBERS, MAX_TRACKED, Memory};
 use crate::ptx::decode::decode;
 use crate::ptx::ir::{Kernel, Var};
 use crate::ptx::parser::parse;
@@ -105,8 +105,9 @@ pub struct Device {
     pub max_shared: u32,
     /// Whether sectors and bank conflicts are counted.
     pub detail: bool,
-    /// Whether races between blocks in global memory are looked for. Kernels with fences or volatile accesses, and cooperative launches, are
-    /// left out: their blocks may order themselves. So are accesses of less than four bytes and atomic operations.
+    /// Whether races between blocks in global memory are looked for. Kernels with fences, acquires or releases are left out: their blocks
+    /// may order themselves. So are accesses of less than four bytes and atomic operations; relaxed and volatile accesses race with
+    /// others, not with each other.
     pub races: bool,
     launches: AtomicU64,
 }
@@ -224,8 +225,8 @@ impl Device {
         check(k, shape, how.max_shared)?;
         let allocs = self.memory.snapshot();
         let blocks: u64 = shape.grid.iter().map(|n| u64::from(*n)).product();
-        let number = 1 + self.launches.fetch_add(1, Relaxed) % 0xff_fffe;
-        let told_apart = how.races && !how.cooperative && !k.orders && blocks > 1 && blocks <= MAX_TRACKED;
+        let number = 1 + self.launches.fetch_add(1, Relaxed) % (LAUNCH_NUMBERS - 1);
+        let told_apart = how.races && !k.orders && blocks > 1 && blocks <= MAX_TRACKED;
         let races = told_apart.then_some(number);
         let launch = Launch {
             kernel: k,

@@ -517,7 +517,7 @@ impl Warp {
     fn detail(&self, op: &Op, m: u32, k: &mut KernelCounters) {
         let (space, size, a, off, load) = match op {
             Op::Ld { space, ty, d, a, off, .. } => (*space, ty.bytes() * d.len() as u64, *a, *off, true),
-            Op::St { space, ty, s, a, off } => (*space, ty.bytes() * s.len() as u64, *a, *off, false),
+            Op::St { space, ty, s, a, off, .. } => (*space, ty.bytes() * s.len() as u64, *a, *off, false),
             _ => return,
         };
         let addrs = &self.rows[a as usize];
@@ -849,10 +849,12 @@ impl Warp {
                     }
                 }
             }
-            Op::Ld { space, ty, width, d, a, off } => {
-                self.load(*space, *ty, *width, d, *a, *off, m, l, sh)?
+            Op::Ld { space, ty, width, d, a, off, strong } => {
+                self.load(*space, *ty, *width, d, *a, *off, *strong, m, l, sh)?
             }
-            Op::St { space, ty, s, a, off } => self.store(*space, *ty, s, *a, *off, m, l, sh)?,
+            Op::St { space, ty, s, a, off, strong } => {
+                self.store(*space, *ty, s, *a, *off, *strong, m, l, sh)?
+            }
             Op::Atom { .. } => self.atomic(op, m, l, sh)?,
             Op::ActiveMask { d } => self.put(*d, m, &[u64::from(m); 32]),
             Op::Trap => {
@@ -904,10 +906,10 @@ impl Warp {
         n: u64,
         lane: usize,
         l: &Launch,
-        write: bool,
+        (write, strong): (bool, bool),
     ) -> Result<(), Box<Hit>> {
         let Some(launch) = l.races.filter(|_| n >= 4 && !a.constant) else { return Ok(()) };
-        let Some(other) = a.note(at, n, launch, self.block, write) else { return Ok(()) };
+        let Some(other) = a.note(at, n, launch, self.block, write, strong) else { return Ok(()) };
         let who = match other.block {
             Some(b) => format!("block number {b}"),
             None => "several other blocks".into(),
@@ -987,6 +989,7 @@ impl Warp {
         d: &[Option<Slot>],
         a: Slot,
         off: i64,
+        strong: bool,
         m: u32,
         l: &Launch,
         sh: &mut Shared,
@@ -997,7 +1000,7 @@ impl Warp {
         let addrs = self.rows[a as usize];
         let quick = match d {
             [Some(d)] if n == 4 && (width == 32 || !ty.is_signed()) => {
-                let quick = self.load_words(space, *d, &addrs, off, m, l, sh);
+                let quick = self.load_words(space, *d, &addrs, off, strong, m, l, sh);
                 self.written[*d as usize] |= quick;
                 quick
             }
@@ -1033,7 +1036,7 @@ impl Warp {
                     }
                     _ => {
                         let alloc = self.alloc(at, n, lane, l)?;
-                        self.global_race(alloc, at, n, lane, l, false)?;
+                        self.global_race(alloc, at, n, lane, l, (false, strong))?;
                         alloc.read(at, n)
                     }
                 };
@@ -1065,6 +1068,7 @@ impl Warp {
         d: Slot,
         addrs: &Row,
         off: i64,
+        strong: bool,
         m: u32,
         l: &Launch,
         sh: &mut Shared,
@@ -1101,7 +1105,7 @@ impl Warp {
                         break;
                     }
                     let (v, valid) = a.read(at, 4);
-                    if !valid || races.is_some_and(|r| a.note(at, 4, r, self.block, false).is_some()) {
+                    if !valid || races.is_some_and(|r| a.note(at, 4, r, self.block, false, strong).is_some()) {
                         break;
                     }
                     row[lane] = v;
@@ -1121,6 +1125,7 @@ impl Warp {
         s: &[Slot],
         a: Slot,
         off: i64,
+        strong: bool,
         m: u32,
         l: &Launch,
         sh: &mut Shared,
@@ -1162,7 +1167,7 @@ impl Warp {
                         if alloc.constant {
                             return hit(FaultKind::ReadOnly, lane, Some(addr), "constant memory is written");
                         }
-                        self.global_race(alloc, at, n, lane, l, true)?;
+                        self.global_race(alloc, at, n, lane, l, (true, strong))?;
                         alloc.write(at, n, v);
                     }
                 }

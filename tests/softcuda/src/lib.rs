@@ -16,7 +16,7 @@
 //!
 //! It proves what a kernel computes and that it keeps the rules; it says nothing of speed on a GPU. Approximate instructions are computed
 //! in f64 and rounded, and may differ from hardware in the last bits. The memory model is sequential. Races between
-//! blocks in global memory are found where the kernel has no fence and no volatile access, and the launch is not cooperative.
+//! blocks in global memory are found where the kernel has no fence, acquire or release.
 //! Numbers and sizes of kernel arguments are checked where the driver API lets them be seen: in [`Device::launch`] and in the `extra` form of
 //! a launch. An array of pointers has no length: there only pointers that cannot be read are found, unless the host promises a last
 //! entry (`Soft::arguments_end_at`); [`signatures`] gives tests the sizes to compare with.

@@ -32,7 +32,8 @@ pub struct Alloc {
     valid: Vec<AtomicU8>,
     /// Atomic operations of kernels exclude each other through this.
     pub atomics: Mutex<()>,
-    /// Of each word, who used it last: 24 bits of the launch, then the block that wrote it and the block that read it, 20 bits each, from 1.
+    /// Of each word, who used it last: 22 bits of the launch, whether all reads and whether all writes were strong, then the block that
+    /// wrote it and the block that read it, 20 bits each, from 1.
     /// Made when a kernel first uses the allocation.
     users: OnceLock<Box<[AtomicU64]>>,
 }
@@ -41,6 +42,13 @@ pub struct Alloc {
 const SEVERAL: u64 = 0xf_ffff;
 /// Most blocks of a launch whose uses of global memory are told apart.
 pub const MAX_TRACKED: u64 = SEVERAL - 1;
+/// All that wrote a word, or that read it, did so by strong accesses.
+const STRONG_WRITES: u64 = 1 << 40;
+const STRONG_READS: u64 = 1 << 41;
+/// Where a launch's number begins.
+const LAUNCH_BIT: u32 = 42;
+/// Numbers that launches have.
+pub const LAUNCH_NUMBERS: u64 = 1 << (64 - LAUNCH_BIT);
 
 /// Another block's use of a word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,29 +120,38 @@ impl Alloc {
 
 impl Alloc {
     /// Notes that `block` of a launch uses the words at `addr`. Says which other block of the launch used one of them, if one of the two
-    /// wrote. The range was checked by `holds`.
+    /// wrote, and not both accesses are strong (relaxed or volatile). The range was checked by `holds`.
     #[inline]
-    pub fn note(&self, addr: u64, len: u64, launch: u64, block: u64, write: bool) -> Option<Use> {
+    pub fn note(
+        &self,
+        addr: u64,
+        len: u64,
+        launch: u64,
+        block: u64,
+        write: bool,
+        strong: bool,
+    ) -> Option<Use> {
         let users = self.users.get_or_init(|| (0..self.words.len()).map(|_| AtomicU64::new(0)).collect());
         let me = block + 1;
         let first = ((addr - self.base) / 4) as usize;
         for user in &users[first..first + len as usize / 4] {
             let mut old = user.load(Relaxed);
             loop {
-                let now = if old >> 40 == launch { old } else { launch << 40 };
+                let now = if old >> LAUNCH_BIT == launch { old } else { launch << LAUNCH_BIT };
                 let (writer, reader) = (now >> 20 & SEVERAL, now & SEVERAL);
-                if writer != 0 && writer != me {
+                if writer != 0 && writer != me && !(strong && now & STRONG_WRITES != 0) {
                     return Some(Use { block: Some(writer - 1), wrote: true });
                 }
                 let new = if write {
-                    if reader != 0 && reader != me {
+                    if reader != 0 && reader != me && !(strong && now & STRONG_READS != 0) {
                         return Some(Use { block: (reader != SEVERAL).then(|| reader - 1), wrote: false });
                     }
-                    now & !(SEVERAL << 20) | me << 20
-                } else if reader == 0 || reader == me {
-                    now | me
+                    let only = if strong && (writer == 0 || now & STRONG_WRITES != 0) { STRONG_WRITES } else { 0 };
+                    now & !(SEVERAL << 20 | STRONG_WRITES) | me << 20 | only
                 } else {
-                    now | SEVERAL
+                    let only = if strong && (reader == 0 || now & STRONG_READS != 0) { STRONG_READS } else { 0 };
+                    let who = if reader == 0 || reader == me { me } else { SEVERAL };
+                    now & !STRONG_READS | who | only
                 };
                 if new == old {
                     break;

@@ -547,9 +547,10 @@ fn a_cooperative_grid_waits_for_all_its_blocks() {
             .map(|_| ())
     };
     launch(40).unwrap();
-    // 16 multiprocessors hold 16 blocks of 64 threads each.
-    assert_eq!(code(launch(257)), E::CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE);
-    assert_eq!(t.stream.clone_dtoh(&out.slice(..40)).unwrap(), [820; 40]);
+    // 40 multiprocessors hold 16 blocks of 64 threads each.
+    launch(640).unwrap();
+    assert_eq!(code(launch(641)), E::CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE);
+    assert_eq!(t.stream.clone_dtoh(&out.slice(..1)).unwrap(), [640 * 641 / 2]);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 mod common;
 use common::*;
+use softcuda::device::How;
 use softcuda::{Device, Error, Fault, FaultKind, Shape};
 
 /// Launches and returns the fault; `line` must be in the text of its PTX line.
@@ -150,6 +151,38 @@ fn races_between_blocks_in_global_memory() {
         assert_eq!(e.fault().map(|f| f.kind), Some(FaultKind::Race), "{e}");
         g.dev.races = false;
         g.ok("increment", Shape::linear(2, 1), &[&n]);
+    }
+}
+
+/// Block 0 hands a number to block 1, which waits for it: no race where all their accesses are strong.
+#[test]
+fn races_of_strong_accesses_between_blocks() {
+    let ptx = |store: &str, load: &str, last: &str| {
+        format!(
+            ".version 8.1\n.target sm_75\n.address_size 64\n.visible .entry k(.param .u64 p)\n{{\n.reg .pred %q;\n.reg .b32 %r<3>;\n\
+             .reg .b64 %a;\nld.param.u64 %a, [p];\nmov.u32 %r1, %ctaid.x;\nmov.u32 %r2, 7;\nsetp.ne.u32 %q, %r1, 0;\n@%q bra WAIT;\n\
+             {store}.u32 [%a], %r2;\nret;\nWAIT:\n{load}.u32 %r2, [%a];\nsetp.ne.u32 %q, %r2, 7;\n@%q bra WAIT;\n\
+             {last}.u32 %r2, [%a];\nst.global.u32 [%a+4], %r2;\nret;\n}}\n"
+        )
+    };
+    let run = |store: &str, load: &str, last: &str| {
+        let mut g = Gpu::new(&ptx(store, load, last));
+        let at = g.put(&[0u32; 2][..]);
+        let how = How { max_shared: 48 * 1024, cooperative: true, detail: false, races: true };
+        let kernel = g.module.kernel("k").unwrap();
+        let ran = g.dev.run(&g.module, kernel, Shape::linear(2, 1), &at.bytes(), how);
+        ran.map(|_| g.get32(at, 2)).map_err(|e| (e.fault().unwrap().kind, e.fault().unwrap().text.clone()))
+    };
+    let (store, load) = ("st.relaxed.gpu.global", "ld.relaxed.gpu.global");
+    assert_eq!(run(store, load, load), Ok(vec![7, 7]));
+    assert_eq!(run(store, "ld.volatile.global", load), Ok(vec![7, 7]));
+    for (weak, who) in [
+        (run("st.global", load, load), "ld.relaxed.gpu.global.u32"),
+        (run(store, "ld.global", load), "ld.global.u32"),
+        (run(store, load, "ld.global"), "ld.global.u32"),
+    ] {
+        let (kind, text) = weak.unwrap_err();
+        assert!(kind == FaultKind::Race && text.starts_with(who), "{kind:?} {text}");
     }
 }
 

@@ -8,7 +8,7 @@
 /// | `SOFTCUDA_MEMORY` | bytes of memory of each device (2147483648) |
 /// | `SOFTCUDA_DRIVER_VERSION` | as `cuDriverGetVersion` gives it (12010); decides which PTX versions are accepted |
 /// | `SOFTCUDA_COMPUTE_CAPABILITY` | `7.5` (the default) or `75`; decides which `.target` is accepted and how much shared memory there is |
-/// | `SOFTCUDA_MULTIPROCESSORS` | multiprocessors (16): bounds a cooperative launch |
+/// | `SOFTCUDA_MULTIPROCESSORS` | multiprocessors (40, as of a Tesla T4): bounds a cooperative launch |
 /// | `SOFTCUDA_THREADS` | host threads that execute blocks (all cores) |
 /// | `SOFTCUDA_BUDGET` | warp instructions a launch may execute (4294967296); more is a timeout |
 /// | `SOFTCUDA_FAIL_LAUNCH` | the n-th kernel executed from now faults; 0 is none |
@@ -68,7 +68,7 @@ impl Options {
             memory: number("MEMORY", 2 << 30),
             driver_version: number("DRIVER_VERSION", 12010),
             compute_capability: number("COMPUTE_CAPABILITY", 75),
-            multiprocessors: number("MULTIPROCESSORS", 16).max(1),
+            multiprocessors: number("MULTIPROCESSORS", 40).max(1),
             threads: number("THREADS", std::thread::available_parallelism().map_or(1, |n| n.get() as u64)),
             budget: number("BUDGET", 1 << 32),
             fail_launch: number("FAIL_LAUNCH", 0),

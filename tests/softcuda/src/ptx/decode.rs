@@ -827,13 +827,14 @@ impl<'a> Decoder<'a> {
             self.k.narrow_shared = true;
         }
         if matches!(space, Space::Global | Space::Generic)
-            && mods.iter().any(|m| matches!(*m, "volatile" | "relaxed" | "acquire" | "release"))
+            && mods.iter().any(|m| matches!(*m, "acquire" | "release"))
         {
             self.k.orders = true;
         }
+        let strong = mods.iter().any(|m| matches!(*m, "volatile" | "relaxed"));
         if *name == "st" {
             let s = parts.iter().map(|p| self.src(p, ty)).collect::<Result<Vec<_>, _>>()?;
-            self.emit(g, Op::St { space, ty, s: s.into(), a, off });
+            self.emit(g, Op::St { space, ty, s: s.into(), a, off, strong });
         } else {
             let (mut d, mut width) = (Vec::new(), 64);
             for p in parts {
@@ -845,7 +846,7 @@ impl<'a> Decoder<'a> {
                     width = w;
                 }
             }
-            self.emit(g, Op::Ld { space, ty, width, d: d.into(), a, off });
+            self.emit(g, Op::Ld { space, ty, width, d: d.into(), a, off, strong });
         }
         Ok(true)
     }

@@ -233,8 +233,9 @@ pub enum Op {
     PConst { d: Slot, value: bool },
     Pack { d: Slot, parts: Box<[Slot]>, bits: u32 },
     Unpack { parts: Box<[Option<Slot>]>, a: Slot, bits: u32 },
-    Ld { space: Space, ty: Ty, width: u32, d: Box<[Option<Slot>]>, a: Slot, off: i64 },
-    St { space: Space, ty: Ty, s: Box<[Slot]>, a: Slot, off: i64 },
+    /// `strong`: relaxed or volatile.
+    Ld { space: Space, ty: Ty, width: u32, d: Box<[Option<Slot>]>, a: Slot, off: i64, strong: bool },
+    St { space: Space, ty: Ty, s: Box<[Slot]>, a: Slot, off: i64, strong: bool },
     Atom { space: Space, op: AtomOp, ty: Ty, d: Option<Slot>, a: Slot, off: i64, b: Slot, c: Slot },
     Bra { target: u32 },
     Exit,
@@ -325,7 +326,7 @@ pub struct Kernel {
     pub local_bytes: u32,
     /// Whether some access that may be to shared memory is narrower than four bytes: races are then looked for by byte.
     pub narrow_shared: bool,
-    /// Whether it has fences, or volatile or ordered accesses to global memory: its blocks may then hand values to each other.
+    /// Whether it has fences, acquires or releases of global memory: its blocks may then hand values to each other.
     pub orders: bool,
     /// Most threads a block may have (`.maxntid`, `.reqntid`), else 1024.
     pub max_threads: u32,

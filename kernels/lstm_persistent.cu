@@ -1,0 +1,365 @@
+// LSTM over a whole sequence in one launch, 128 < H <= 512: U stays in the registers of blocks that wait for each other (persistent
+// kernels: Diamos et al. 2016). The equations stand in lstm_cell.cu, and every sum has the order of its kernels: the same bits.
+//
+// A block computes UNITS hidden units of one group of batch rows, for all time steps; the blocks of a group exchange h (forward) or
+// dpre (backward) of each time step through memory, and groups never meet. Before the launch every byte of h[1..T] (of dpre) is
+// 0xff: a NaN that no arithmetic gives and `publish` never stores, so whoever reads such a number knows that it has not been written
+// and reads again. There is no other barrier between blocks, and no fence: a number is its own flag.
+//
+//   forward    warp w holds the rows k in [32w, 32w + 32) of U's columns of the block's units, two columns a lane: a piece of each sum.
+//   backward   warp w holds the columns [128w, 128w + 128) of U's rows of the block's units: two rows a lane, and 32 columns, a piece.
+//   Pieces pass through shared memory (backward: four of them by shuffles first) to the threads that add them up: thread tid has the
+//   row tid / (4·UNITS) of the tile, the unit tid / 4 % UNITS, the gate tid % 4. A tile is as many rows as that makes: 4 or 8.
+//   _h256 _h512   for H up to that, with 8 or 16 warps
+//   _bf16 _f16    U, gates, h and dpre are stored in 16 bits (src/backend/precision.rs)
+// Shapes: pre gates dpre [T,B,4H], h c [T+1,B,H] (row 0 the initial state), dh [T,B,H], dh_last dc_last dc0 [B,H].
+// Launch: cooperative, grid (⌈H/UNITS⌉, groups of `rows` rows), block 32·warps.
+#include "lstm_sequence.cuh"
+
+constexpr u32 UNITS = PERSISTENT_UNITS;
+constexpr u32 COLUMNS = GATES * UNITS;  // of U, of a block
+static_assert(COLUMNS == 2 * WARP, "two columns a lane");
+
+// ---------------------------------------------------------------- numbers that are their own flags
+
+template <typename T>
+constexpr u32 UNWRITTEN = sizeof(T) == 4 ? 0xffffffffu : 0xffffu;
+// Reads of a number that has not been written before a kernel gives up: some ten seconds. Its blocks are resident together, so this
+// can only be an error, and a trap is better than a GPU that hangs.
+constexpr u32 MOST_READS = 1u << 24;
+
+__device__ __forceinline__ float from_bits(const float*, u32 bits) { return __uint_as_float(bits); }
+template <typename T>
+__device__ __forceinline__ float from_bits(const T*, u32 bits) {
+    return widen(T{(unsigned short)bits});
+}
+
+// Reads past the first-level cache, as often as it stands in the source.
+__device__ __forceinline__ u32 bits_at(const float* at) {
+    u32 bits;
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(bits) : "l"(__cvta_generic_to_global(at)));
+    return bits;
+}
+template <typename T>
+__device__ __forceinline__ u32 bits_at(const T* at) {
+    unsigned short bits;
+    asm volatile("ld.relaxed.gpu.global.u16 %0, [%1];" : "=h"(bits) : "l"(__cvta_generic_to_global(at)));
+    return bits;
+}
+
+// Four in a row, at a multiple of four.
+__device__ __forceinline__ void four_bits_at(const float* at, u32 (&bits)[4]) {
+    asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(bits[0]), "=r"(bits[1]), "=r"(bits[2]), "=r"(bits[3])
+                 : "l"(__cvta_generic_to_global(at)));
+}
+template <typename T>
+__device__ __forceinline__ void four_bits_at(const T* at, u32 (&bits)[4]) {
+    u32 low, high;
+    asm volatile("ld.relaxed.gpu.global.v2.u32 {%0, %1}, [%2];" : "=r"(low), "=r"(high) : "l"(__cvta_generic_to_global(at)));
+    bits[0] = low & 0xffffu, bits[1] = low >> 16, bits[2] = high & 0xffffu, bits[3] = high >> 16;
+}
+
+// Stores a number for other blocks. A NaN of whatever bits becomes NVIDIA's own.
+__device__ __forceinline__ void publish(float* at, float x) {
+    u32 bits = __float_as_uint(x);
+    if (bits == UNWRITTEN<float>) bits = 0x7fffffffu;
+    asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(__cvta_generic_to_global(at)), "r"(bits) : "memory");
+}
+template <typename T>
+__device__ __forceinline__ void publish(T* at, float x) {
+    u32 bits = narrow<T>(x).bits;
+    if (bits == UNWRITTEN<T>) bits = 0x7fffu;
+    asm volatile("st.relaxed.gpu.global.u16 [%0], %1;" ::"l"(__cvta_generic_to_global(at)), "h"((unsigned short)bits) : "memory");
+}
+
+// ---------------------------------------------------------------- what both directions share
+
+template <u32 WARPS>
+struct Mapping {
+    static constexpr u32 THREADS = WARPS * WARP;
+    static constexpr u32 TILE = THREADS / COLUMNS;  // rows
+    static_assert(TILE % 4 == 0, "rows of a tile are multiplied four at a time");
+};
+
+// The batch rows of this block: [first, end).
+__device__ __forceinline__ void group_rows(u32 rows, u32 batch, u32& first, u32& end) {
+    first = blockIdx.y * rows;
+    end = min(batch, first + rows);
+}
+
+// Where number i of a piece lies in shared memory, in float4 (one number of four rows): side by side (forward), or as lanes get them
+// that read four numbers each (backward; of 32 lanes four pieces, each beginning at other banks).
+constexpr u32 FOURS_PITCH = WARP + 4;
+template <bool BY_FOURS>
+__device__ __forceinline__ constexpr u32 place(u32 i) {
+    return BY_FOURS ? i / 4 + i % 4 * FOURS_PITCH : i;
+}
+constexpr u32 PIECE_PITCH = WARP / 4 + 1;
+
+// sum[a][r] = the piece's chain for weight a and row r of four.
+template <bool BY_FOURS>
+__device__ __forceinline__ void multiply(const float4* piece, const float (&weights)[WARP][2], float (&sum)[2][4]) {
+#pragma unroll
+    for (u32 a = 0; a < 2; ++a) {
+#pragma unroll
+        for (u32 r = 0; r < 4; ++r) sum[a][r] = 0.0f;
+    }
+#pragma unroll
+    for (u32 i = 0; i < WARP; ++i) {
+        const float4 x = shared4(piece + place<BY_FOURS>(i));
+#pragma unroll
+        for (u32 a = 0; a < 2; ++a) {
+            sum[a][0] = fmaf(x.x, weights[i][a], sum[a][0]);
+            sum[a][1] = fmaf(x.y, weights[i][a], sum[a][1]);
+            sum[a][2] = fmaf(x.z, weights[i][a], sum[a][2]);
+            sum[a][3] = fmaf(x.w, weights[i][a], sum[a][3]);
+        }
+    }
+}
+
+// ---------------------------------------------------------------- forward
+
+// pre may be the array of the gates: a thread reads what it later writes.
+template <u32 WARPS, typename T>
+__device__ __forceinline__ void persistent_forward(const T* u, const float* pre, T* gates, T* h, float* c, u32 t, u32 batch, u32 hidden,
+                                                   u32 rows) {
+    constexpr u32 TILE = Mapping<WARPS>::TILE;
+    __shared__ __align__(16) float4 left[WARPS][WARP];
+    __shared__ __align__(8) float pieces[WARPS][TILE][COLUMNS];
+    const u32 lane = threadIdx.x % WARP;
+    const u32 warp = threadIdx.x / WARP;
+    const u32 first_unit = blockIdx.x * UNITS;
+    const u32 columns = GATES * hidden;
+
+    // The lane's two columns belong to one unit.
+    float weights[WARP][2];
+    const u32 weights_unit = first_unit + lane / 2;
+    const T* weights_at = u + (u64)min(warp * WARP, hidden - 1) * columns + lane % 2 * 2 * hidden + min(weights_unit, hidden - 1);
+#pragma unroll
+    for (u32 i = 0; i < WARP; ++i) {
+        const u32 k = warp * WARP + i;
+        const bool inside = k < hidden && weights_unit < hidden;
+        const float first = widen(weights_at[0]), second = widen(weights_at[hidden]);
+        weights[i][0] = inside ? first : 0.0f;
+        weights[i][1] = inside ? second : 0.0f;
+        // What lies outside reads another number and drops it.
+        weights_at += k + 1 < hidden ? columns : 0;
+    }
+
+    u32 first_row, end_row;
+    group_rows(rows, batch, first_row, end_row);
+    const u32 tile_row = threadIdx.x / COLUMNS;
+    const u32 unit = first_unit + threadIdx.x / GATES % UNITS;
+    const u32 gate = threadIdx.x % GATES;
+    const u32 k = warp * WARP + lane;
+    const u64 state_step = (u64)batch * hidden;
+    for (u32 s = 0; s < t; ++s) {
+        for (u32 tile = first_row; tile < end_row; tile += TILE) {
+            const u32 row = tile + tile_row;
+            const bool inside = row < end_row && unit < hidden;
+            const u64 state = ((u64)s * batch + row) * hidden + unit;
+            const u64 column = ((u64)s * batch + row) * columns + gate * hidden + unit;
+            const float given = inside ? pre[column] : 0.0f;
+            const float c_prev = inside ? c[state] : 0.0f;
+
+            const T* from = h + ((u64)s * batch + tile) * hidden + k;
+#pragma unroll
+            for (u32 four = 0; four < TILE; four += 4) {
+                u32 bits[4];
+                bool waits;
+                u32 reads = 0;
+                do {
+                    waits = false;
+#pragma unroll
+                    for (u32 r = 0; r < 4; ++r) {
+                        const bool there = k < hidden && tile + four + r < end_row;
+                        bits[r] = there ? bits_at(from + (four + r) * hidden) : 0;
+                        // The initial state is the caller's, whatever its bits.
+                        waits |= bits[r] == UNWRITTEN<T> && s > 0;
+                    }
+                    if (++reads == MOST_READS) __trap();
+                } while (waits);
+                left[warp][lane] = make_float4(from_bits(from, bits[0]), from_bits(from, bits[1]), from_bits(from, bits[2]),
+                                               from_bits(from, bits[3]));
+                __syncwarp();
+                float sum[2][4];
+                multiply<false>(left[warp], weights, sum);
+#pragma unroll
+                for (u32 r = 0; r < 4; ++r) *(float2*)&pieces[warp][four + r][2 * lane] = make_float2(sum[0][r], sum[1][r]);
+                // The warp's numbers are written anew.
+                __syncwarp();
+            }
+            __syncthreads();
+            float total = given;
+#pragma unroll
+            for (u32 quad = 0; quad < WARPS; quad += 4) {
+                const float* piece = &pieces[quad][tile_row][threadIdx.x % COLUMNS];
+                constexpr u32 NEXT = TILE * COLUMNS;
+                const float sum = (piece[0] + piece[NEXT]) + (piece[2 * NEXT] + piece[3 * NEXT]);
+                total = quad * WARP < hidden ? total + sum : total;
+            }
+            // The pieces are written anew.
+            __syncthreads();
+
+            const float gate_value = sigmoid_or_tanh(total, gate == GATE_G);
+            const GateValues v = exchange(gate_value);
+            // All four lanes of the unit compute its state.
+            const float c_now = fmaf(v.f, c_prev, v.i * v.g);
+            const float h_now = v.o * strict_tanh(c_now);
+            if (inside) {
+                if (gate == GATE_I) publish(h + state + state_step, h_now);
+                if (gate == GATE_F) c[state + state_step] = c_now;
+                gates[column] = narrow<T>(gate_value);
+            }
+            // c is read by the unit's other lanes.
+            __syncwarp();
+        }
+    }
+}
+
+// ---------------------------------------------------------------- backward
+
+// Null: dh, dh_last, dc_last count as 0.
+template <u32 WARPS, typename T>
+__device__ __forceinline__ void persistent_backward(const T* u, const T* gates, const float* c, const float* dh, const float* dh_last,
+                                                    const float* dc_last, T* dpre, float* dc0, u32 t, u32 batch, u32 hidden, u32 rows) {
+    constexpr u32 TILE = Mapping<WARPS>::TILE;
+    constexpr u32 PIECES = 4;  // of a warp
+    __shared__ __align__(16) float4 left[WARPS][4 * FOURS_PITCH];
+    __shared__ float quads[WARPS][TILE][UNITS];
+    const u32 lane = threadIdx.x % WARP;
+    const u32 warp = threadIdx.x / WARP;
+    const u32 piece = lane / (WARP / PIECES);
+    const u32 pair = lane % (WARP / PIECES);
+    const u32 first_unit = blockIdx.x * UNITS;
+    const u32 columns = GATES * hidden;
+
+    float weights[WARP][2];
+#pragma unroll
+    for (u32 i = 0; i < WARP; i += 4) {
+#pragma unroll
+        for (u32 a = 0; a < 2; ++a) {
+            const u32 unit = first_unit + 2 * pair + a;
+            const u32 from = (warp * PIECES + piece) * WARP + i;
+            const float4 four = load4(u + (u64)min(unit, hidden - 1) * columns, unit < hidden ? from : columns, columns, true);
+            weights[i][a] = four.x;
+            weights[i + 1][a] = four.y;
+            weights[i + 2][a] = four.z;
+            weights[i + 3][a] = four.w;
+        }
+    }
+
+    u32 first_row, end_row;
+    group_rows(rows, batch, first_row, end_row);
+    const u32 tile_row = threadIdx.x / COLUMNS;
+    const u32 unit = first_unit + threadIdx.x / GATES % UNITS;
+    const u32 gate = threadIdx.x % GATES;
+    const u32 k = (warp * WARP + lane) * 4;
+    const u64 state_step = (u64)batch * hidden;
+    for (u32 s = t; s-- > 0;) {
+        const bool last = s + 1 == t;
+        for (u32 tile = first_row; tile < end_row; tile += TILE) {
+            const u32 row = tile + tile_row;
+            const bool inside = row < end_row && unit < hidden;
+            const u64 own = (u64)row * hidden + unit;
+            const u64 state = s * state_step + own;
+            const u64 column = ((u64)s * batch + row) * columns + gate * hidden + unit;
+            // What no other block is waited for.
+            const float value = inside ? widen(gates[column]) : 0.0f;
+            const float c_prev = inside ? c[state] : 0.0f;
+            const float tanh_c = strict_tanh(inside ? c[state + state_step] : 0.0f);
+            const float* dc = last ? dc_last : dc0;
+            float dc_now = inside && dc ? dc[own] : 0.0f;
+            const float dh_own = inside && dh ? dh[state] : 0.0f;
+            const float dh_more = inside && last && dh_last ? dh_last[own] : 0.0f;
+            const GateValues v = exchange(value);
+            const float slope = gate_slope(gate, value, v, c_prev, tanh_c);
+            const float of_state = state_slope(v.o, tanh_c);
+
+            float total = 0.0f;
+            if (!last) {
+                const T* from = dpre + ((u64)(s + 1) * batch + tile) * columns + k;
+#pragma unroll
+                for (u32 four = 0; four < TILE; four += 4) {
+                    u32 bits[4][4];
+                    bool waits;
+                    u32 reads = 0;
+                    do {
+                        waits = false;
+#pragma unroll
+                        for (u32 r = 0; r < 4; ++r) {
+                            const bool there = k < columns && tile + four + r < end_row;
+                            bits[r][0] = bits[r][1] = bits[r][2] = bits[r][3] = 0;
+                            if (there) four_bits_at(from + (four + r) * columns, bits[r]);
+#pragma unroll
+                            for (u32 i = 0; i < 4; ++i) waits |= bits[r][i] == UNWRITTEN<T>;
+                        }
+                        if (++reads == MOST_READS) __trap();
+                    } while (waits);
+#pragma unroll
+                    for (u32 i = 0; i < 4; ++i) {
+                        left[warp][i * FOURS_PITCH + piece * PIECE_PITCH + pair] =
+                            make_float4(from_bits(from, bits[0][i]), from_bits(from, bits[1][i]), from_bits(from, bits[2][i]),
+                                        from_bits(from, bits[3][i]));
+                    }
+                    __syncwarp();
+                    float sum[2][4];
+                    multiply<true>(left[warp] + piece * PIECE_PITCH, weights, sum);
+                    // (0+1)+(2+3): of each pair of lanes one keeps the one half of their sums, the other the other.
+                    const bool odd = piece % 2 != 0;
+                    const bool high = piece / 2 != 0;
+                    float half[4], quarter[2];
+#pragma unroll
+                    for (u32 r = 0; r < 4; ++r) {
+                        const float sent = __shfl_xor_sync(ALL_LANES, odd ? sum[0][r] : sum[1][r], WARP / PIECES);
+                        half[r] = (odd ? sum[1][r] : sum[0][r]) + sent;
+                    }
+#pragma unroll
+                    for (u32 r = 0; r < 2; ++r) {
+                        const float sent = __shfl_xor_sync(ALL_LANES, high ? half[r] : half[r + 2], 2 * WARP / PIECES);
+                        quarter[r] = (high ? half[r + 2] : half[r]) + sent;
+                        quads[warp][four + (high ? 2 : 0) + r][2 * pair + (odd ? 1 : 0)] = quarter[r];
+                    }
+                    // The warp's numbers are written anew.
+                    __syncwarp();
+                }
+                __syncthreads();
+#pragma unroll
+                for (u32 w = 0; w < WARPS; ++w) {
+                    total += quads[w][tile_row][threadIdx.x / GATES % UNITS];
+                }
+                // The sums are written anew.
+                __syncthreads();
+            }
+            if (dh) total += dh_own;
+            if (last && dh_last) total += dh_more;
+            const float d = gate_backward(gate, slope, of_state, v.f, total, dc_now);
+            if (inside) {
+                publish(dpre + column, d);
+                if (gate == GATE_I) dc0[own] = dc_now;
+            }
+            // dc0 is read by the unit's other lanes.
+            __syncwarp();
+        }
+    }
+}
+
+#define PERSISTENT(size, warps, suffix, T)                                                                                      \
+    extern "C" __global__ void __launch_bounds__(Mapping<warps>::THREADS, 1)                                                    \
+    lstm_persistent_forward_##size##suffix(const T* u, const float* pre, T* gates, T* h, float* c, u32 t, u32 batch,            \
+                                           u32 hidden, u32 rows) {                                                              \
+        persistent_forward<warps>(u, pre, gates, h, c, t, batch, hidden, rows);                                                 \
+    }                                                                                                                           \
+    extern "C" __global__ void __launch_bounds__(Mapping<warps>::THREADS, 1)                                                    \
+    lstm_persistent_backward_##size##suffix(const T* u, const T* gates, const float* c, const float* dh, const float* dh_last,  \
+                                            const float* dc_last, T* dpre, float* dc0, u32 t, u32 batch, u32 hidden,            \
+                                            u32 rows) {                                                                         \
+        persistent_backward<warps>(u, gates, c, dh, dh_last, dc_last, dpre, dc0, t, batch, hidden, rows);                       \
+    }
+PERSISTENT(h256, 8, , float)
+PERSISTENT(h256, 8, _bf16, bf16)
+PERSISTENT(h256, 8, _f16, f16)
+PERSISTENT(h512, 16, , float)
+PERSISTENT(h512, 16, _bf16, bf16)
+PERSISTENT(h512, 16, _f16, f16)

@@ -1,105 +1,129 @@
 // Tiled matrix product: out[m,n] (+)= (bias +) op(a)·op(b).
 // Names tell how a and b are stored: n as they are ([m,k], [k,n]), t transposed ([k,m], [n,k]). All row-major.
 //
-// A block computes a GEMM_TILE × GEMM_TILE tile with GEMM_THREADS threads, 4×4 elements a thread (_narrow: GEMM_TILE × GEMM_NARROW,
-// 4×1, for products of few columns); strips of GEMM_K of k pass
+// A block computes a GEMM_TILE × GEMM_TILE tile with GEMM_THREADS threads, 4×4 elements a thread; strips of GEMM_K of k pass
 // through shared memory, double-buffered, one barrier a strip. Each element is one chain of fmaf in the order of k, from bias[col]
 // (or 0): the bits do not depend on the tiling.
+//   _tall     GEMM_TALL × GEMM_TILE, 8×4 elements a thread: products of many tiles
+//   _narrow   GEMM_TILE × GEMM_NARROW, 4×1 elements a thread: products of few columns
 // Slices: blockIdx.z sums only k in [z·k_slice, (z+1)·k_slice) and writes out + z·slice_stride; there is no bias then.
-// Launch: grid (⌈n/GEMM_TILE⌉ or ⌈n/GEMM_NARROW⌉, ⌈m/GEMM_TILE⌉, slices).
+// Launch: grid (⌈n/columns of a tile⌉, ⌈m/rows of a tile⌉, slices).
 //
 //   column_sums   out[col] (+)= sum over k of a[k,n], in the order of k, in slices likewise; a thread a column.
 //   _bf16 _f16    a and b are stored in 16 bits, bias and out in f32
 #include "half.cuh"
 
-constexpr u32 PER_THREAD = 4;
-constexpr u32 TILE_THREADS = GEMM_TILE / PER_THREAD;  // along each side
-// Elements that a thread loads of a strip whose side has this many.
+constexpr u32 SIDE_THREADS = GEMM_TILE / 4;  // along each side of a tile
+static_assert(SIDE_THREADS * SIDE_THREADS == GEMM_THREADS, "a thread computes 4 x 4 elements of a square tile");
+static_assert(GEMM_NARROW == SIDE_THREADS, "or 4 x 1 of a narrow one");
+static_assert(GEMM_TALL == 2 * GEMM_TILE, "or 8 x 4 of a tall one");
+static_assert(GEMM_K % 4 == 0, "strips are loaded by fours");
+
+// Fours that a thread loads of a strip whose side has this many.
 template <u32 SIDE>
-constexpr u32 LOADS = SIDE * GEMM_K / GEMM_THREADS;
+constexpr u32 LOADS = (SIDE * GEMM_K / 4 + GEMM_THREADS - 1) / GEMM_THREADS;
 // Rows of a tile in shared memory begin at different banks, and at multiples of 16 bytes.
 template <u32 SIDE>
 constexpr u32 PITCH = SIDE + 4;
-static_assert(TILE_THREADS * TILE_THREADS == GEMM_THREADS, "a thread computes PER_THREAD x PER_THREAD elements");
-static_assert(GEMM_NARROW == TILE_THREADS, "or PER_THREAD x 1");
 
-// Element `load` of this thread's share of a strip of an operand: its place along the tile's side and along k. Neighbouring
-// threads read neighbouring addresses in either storage.
+// Four `load` of this thread's share of a strip of an operand: its place along the tile's side and along k. Neighbouring
+// threads read neighbouring addresses in either storage. False: there is none.
 template <bool ALONG_K, u32 SIDE>
-__device__ __forceinline__ void place(u32 load, u32& side, u32& k) {
+__device__ __forceinline__ bool place(u32 load, u32& side, u32& k) {
     const u32 i = load * GEMM_THREADS + threadIdx.x;
-    side = ALONG_K ? i / GEMM_K : i % SIDE;
-    k = ALONG_K ? i % GEMM_K : i / SIDE;
+    side = ALONG_K ? i / (GEMM_K / 4) : i % (SIDE / 4) * 4;
+    k = ALONG_K ? i % (GEMM_K / 4) * 4 : i / (SIDE / 4);
+    return SIDE * GEMM_K / 4 % GEMM_THREADS == 0 || i < SIDE * GEMM_K / 4;
 }
 
 // A strip of an operand, whose side has `extent` elements; what lies outside is 0. ALONG_K: stored [side,k], else [k,side].
 template <bool ALONG_K, u32 SIDE, typename T>
-__device__ __forceinline__ void load_strip(const T* operand, u32 first_side, u32 extent, u32 first_k, u32 end_k, u32 k_extent,
-                                           float (&strip)[LOADS<SIDE>]) {
+__device__ __forceinline__ void load_strip(const T* operand, bool aligned, u32 first_side, u32 extent, u32 first_k, u32 end_k,
+                                           u32 k_extent, float4 (&strip)[LOADS<SIDE>]) {
 #pragma unroll
     for (u32 load = 0; load < LOADS<SIDE>; ++load) {
         u32 side, k;
-        place<ALONG_K, SIDE>(load, side, k);
+        if (!place<ALONG_K, SIDE>(load, side, k)) continue;
         side += first_side;
         k += first_k;
-        const bool inside = side < extent && k < end_k;
-        strip[load] = inside ? widen(operand[ALONG_K ? (u64)side * k_extent + k : (u64)k * extent + side]) : 0.0f;
+        const u64 row = ALONG_K ? (u64)side * k_extent : (u64)k * extent;
+        const u32 end = ALONG_K ? (side < extent ? end_k : 0) : (k < end_k ? extent : 0);
+        strip[load] = load4(operand + row, ALONG_K ? k : side, end, aligned);
     }
 }
 
 template <bool ALONG_K, u32 SIDE>
-__device__ __forceinline__ void store_strip(const float (&strip)[LOADS<SIDE>], float (*tile)[PITCH<SIDE>]) {
+__device__ __forceinline__ void store_strip(const float4 (&strip)[LOADS<SIDE>], float (*tile)[PITCH<SIDE>]) {
 #pragma unroll
     for (u32 load = 0; load < LOADS<SIDE>; ++load) {
         u32 side, k;
-        place<ALONG_K, SIDE>(load, side, k);
-        tile[k][side] = strip[load];
+        if (!place<ALONG_K, SIDE>(load, side, k)) continue;
+        if constexpr (ALONG_K) {
+            tile[k][side] = strip[load].x;
+            tile[k + 1][side] = strip[load].y;
+            tile[k + 2][side] = strip[load].z;
+            tile[k + 3][side] = strip[load].w;
+        } else {
+            *(float4*)&tile[k][side] = strip[load];
+        }
     }
 }
 
-template <bool TA, bool TB, u32 WIDE, typename T>
+// Whether a strip's fours are loads of four: none then lies across the end of a row or of a slice.
+template <bool ALONG_K, typename T>
+__device__ __forceinline__ bool fours(const T* operand, u32 extent, u32 k_extent, u32 k_slice) {
+    return is_aligned(operand) && (ALONG_K ? k_extent % 4 == 0 && (k_slice % 4 == 0 || k_slice >= k_extent) : extent % 4 == 0);
+}
+
+template <bool TA, bool TB, u32 TALL, u32 WIDE, typename T>
 __device__ __forceinline__ void gemm(const T* a, const T* b, const float* bias, float* out, u32 m, u32 n, u32 k,
                                      u32 k_slice, u64 slice_stride, u32 accumulate) {
-    constexpr u32 COLS = WIDE / TILE_THREADS;  // of a thread
-    __shared__ __align__(16) float a_tile[2][GEMM_K][PITCH<GEMM_TILE>];
+    constexpr u32 ROWS = TALL / SIDE_THREADS;  // of a thread: groups of four, GEMM_TILE rows apart
+    constexpr u32 COLS = WIDE / SIDE_THREADS;  // of a thread
+    __shared__ __align__(16) float a_tile[2][GEMM_K][PITCH<TALL>];
     __shared__ __align__(16) float b_tile[2][GEMM_K][PITCH<WIDE>];
-    const u32 first_row = blockIdx.y * GEMM_TILE;
+    const u32 first_row = blockIdx.y * TALL;
     const u32 first_col = blockIdx.x * WIDE;
-    const u32 row = threadIdx.x / TILE_THREADS * PER_THREAD;
-    const u32 col = threadIdx.x % TILE_THREADS * COLS;
+    const u32 row = threadIdx.x / SIDE_THREADS * 4;
+    const u32 col = threadIdx.x % SIDE_THREADS * COLS;
     const u64 begin_k = (u64)blockIdx.z * k_slice;
     const u32 end_k = (u32)min((u64)k, begin_k + k_slice);
 
-    float sum[PER_THREAD][COLS];
+    float sum[ROWS][COLS];
 #pragma unroll
     for (u32 j = 0; j < COLS; ++j) {
         const bool from_bias = bias && first_col + col + j < n;
         const float start = from_bias ? bias[first_col + col + j] : 0.0f;
 #pragma unroll
-        for (u32 i = 0; i < PER_THREAD; ++i) sum[i][j] = start;
+        for (u32 i = 0; i < ROWS; ++i) sum[i][j] = start;
     }
 
     if (begin_k < end_k) {
-        float a_strip[LOADS<GEMM_TILE>], b_strip[LOADS<WIDE>];
+        const bool a_fours = fours<!TA>(a, m, k, k_slice);
+        const bool b_fours = fours<TB>(b, n, k, k_slice);
+        float4 a_strip[LOADS<TALL>] = {}, b_strip[LOADS<WIDE>] = {};
         u32 k0 = (u32)begin_k;
-        load_strip<!TA, GEMM_TILE>(a, first_row, m, k0, end_k, k, a_strip);
-        load_strip<TB, WIDE>(b, first_col, n, k0, end_k, k, b_strip);
+        load_strip<!TA, TALL>(a, a_fours, first_row, m, k0, end_k, k, a_strip);
+        load_strip<TB, WIDE>(b, b_fours, first_col, n, k0, end_k, k, b_strip);
         u32 buffer = 0;
         while (true) {
-            store_strip<!TA, GEMM_TILE>(a_strip, a_tile[buffer]);
+            store_strip<!TA, TALL>(a_strip, a_tile[buffer]);
             store_strip<TB, WIDE>(b_strip, b_tile[buffer]);
             __syncthreads();
             const bool more = end_k - k0 > GEMM_K;
             if (more) {
                 k0 += GEMM_K;
-                load_strip<!TA, GEMM_TILE>(a, first_row, m, k0, end_k, k, a_strip);
-                load_strip<TB, WIDE>(b, first_col, n, k0, end_k, k, b_strip);
+                load_strip<!TA, TALL>(a, a_fours, first_row, m, k0, end_k, k, a_strip);
+                load_strip<TB, WIDE>(b, b_fours, first_col, n, k0, end_k, k, b_strip);
             }
 #pragma unroll
             for (u32 inner = 0; inner < GEMM_K; ++inner) {
-                const float4 x = *(const float4*)&a_tile[buffer][inner][row];
-                const float xs[PER_THREAD] = {x.x, x.y, x.z, x.w};
-                float ys[COLS];
+                float xs[ROWS], ys[COLS];
+#pragma unroll
+                for (u32 i = 0; i < ROWS; i += 4) {
+                    const float4 x = *(const float4*)&a_tile[buffer][inner][row + i / 4 * GEMM_TILE];
+                    xs[i] = x.x, xs[i + 1] = x.y, xs[i + 2] = x.z, xs[i + 3] = x.w;
+                }
                 if constexpr (COLS == 4) {
                     const float4 y = *(const float4*)&b_tile[buffer][inner][col];
                     ys[0] = y.x, ys[1] = y.y, ys[2] = y.z, ys[3] = y.w;
@@ -107,7 +131,7 @@ __device__ __forceinline__ void gemm(const T* a, const T* b, const float* bias, 
                     ys[0] = b_tile[buffer][inner][col];
                 }
 #pragma unroll
-                for (u32 i = 0; i < PER_THREAD; ++i) {
+                for (u32 i = 0; i < ROWS; ++i) {
 #pragma unroll
                     for (u32 j = 0; j < COLS; ++j) sum[i][j] = fmaf(xs[i], ys[j], sum[i][j]);
                 }
@@ -123,43 +147,45 @@ __device__ __forceinline__ void gemm(const T* a, const T* b, const float* bias, 
         if (!accumulate && n % 4 == 0 && ((u64)out & 15) == 0) {
             if (first_col + col >= n) return;
 #pragma unroll
-            for (u32 i = 0; i < PER_THREAD; ++i) {
-                if (first_row + row + i >= m) continue;
-                store4(out + (u64)(first_row + row + i) * n + first_col + col, sum[i][0], sum[i][1], sum[i][2], sum[i][3]);
+            for (u32 i = 0; i < ROWS; ++i) {
+                const u32 at = first_row + row + i % 4 + i / 4 * GEMM_TILE;
+                if (at < m) store4(out + (u64)at * n + first_col + col, sum[i][0], sum[i][1], sum[i][2], sum[i][3]);
             }
             return;
         }
     }
 #pragma unroll
-    for (u32 i = 0; i < PER_THREAD; ++i) {
+    for (u32 i = 0; i < ROWS; ++i) {
 #pragma unroll
         for (u32 j = 0; j < COLS; ++j) {
-            if (first_row + row + i < m && first_col + col + j < n) {
-                float* at = out + (u64)(first_row + row + i) * n + first_col + col + j;
+            const u32 at_row = first_row + row + i % 4 + i / 4 * GEMM_TILE;
+            if (at_row < m && first_col + col + j < n) {
+                float* at = out + (u64)at_row * n + first_col + col + j;
                 *at = accumulate ? *at + sum[i][j] : sum[i][j];
             }
         }
     }
 }
 
-#define GEMM(name, ta, tb, wide, T)                                                                                             \
+#define GEMM(name, ta, tb, tall, wide, T)                                                                                       \
     extern "C" __global__ void __launch_bounds__(GEMM_THREADS)                                                                  \
     name(const T* a, const T* b, const float* bias, float* out, u32 m, u32 n, u32 k, u32 k_slice, u64 slice_stride,             \
          u32 accumulate) {                                                                                                      \
-        gemm<ta, tb, wide>(a, b, bias, out, m, n, k, k_slice, slice_stride, accumulate);                                        \
+        gemm<ta, tb, tall, wide>(a, b, bias, out, m, n, k, k_slice, slice_stride, accumulate);                                  \
     }
-#define GEMMS(suffix, T)                                                                                                        \
-    GEMM(gemm_nn##suffix, false, false, GEMM_TILE, T)                                                                           \
-    GEMM(gemm_nt##suffix, false, true, GEMM_TILE, T)                                                                            \
-    GEMM(gemm_tn##suffix, true, false, GEMM_TILE, T)                                                                            \
-    GEMM(gemm_nn_narrow##suffix, false, false, GEMM_NARROW, T)                                                                  \
-    GEMM(gemm_nt_narrow##suffix, false, true, GEMM_NARROW, T)                                                                   \
-    GEMM(gemm_tn_narrow##suffix, true, false, GEMM_NARROW, T)
-GEMMS(, float)
-GEMM(gemm_tt, true, true, GEMM_TILE, float)
-GEMM(gemm_tt_narrow, true, true, GEMM_NARROW, float)
-GEMMS(_bf16, bf16)
-GEMMS(_f16, f16)
+#define GEMMS(kind, tall, wide, suffix, T)                                                                                      \
+    GEMM(gemm_nn##kind##suffix, false, false, tall, wide, T)                                                                    \
+    GEMM(gemm_nt##kind##suffix, false, true, tall, wide, T)                                                                     \
+    GEMM(gemm_tn##kind##suffix, true, false, tall, wide, T)
+#define EVERY_GEMM(suffix, T)                                                                                                   \
+    GEMMS(, GEMM_TILE, GEMM_TILE, suffix, T)                                                                                    \
+    GEMMS(_tall, GEMM_TALL, GEMM_TILE, suffix, T)                                                                               \
+    GEMMS(_narrow, GEMM_TILE, GEMM_NARROW, suffix, T)
+EVERY_GEMM(, float)
+GEMM(gemm_tt, true, true, GEMM_TILE, GEMM_TILE, float)
+GEMM(gemm_tt_narrow, true, true, GEMM_TILE, GEMM_NARROW, float)
+EVERY_GEMM(_bf16, bf16)
+EVERY_GEMM(_f16, f16)
 
 template <typename T>
 __device__ __forceinline__ void sum_columns(const T* a, float* out, u32 k, u32 n, u32 k_slice, u64 slice_stride, u32 accumulate) {
@@ -168,7 +194,8 @@ __device__ __forceinline__ void sum_columns(const T* a, float* out, u32 k, u32 n
     const u64 begin_k = (u64)blockIdx.y * k_slice;
     const u64 end_k = min((u64)k, begin_k + k_slice);
     float sum = 0.0f;
-#pragma unroll 8
+    // So many loads are under way at once: few threads have many rows.
+#pragma unroll 32
     for (u64 row = begin_k; row < end_k; ++row) sum += widen(a[row * n + col]);
     float* at = out + blockIdx.y * slice_stride + col;
     *at = accumulate ? *at + sum : sum;

@@ -30,6 +30,8 @@ launch_constants! {
 
     /// Side of a block's tile of a matrix product.
     GEMM_TILE = 64;
+    /// Rows of a tile of a product of many tiles.
+    GEMM_TALL = 128;
     /// Columns of a tile of a product that has no more.
     GEMM_NARROW = 16;
     /// Elements of the summed dimension that pass through shared memory at a time.

@@ -29,6 +29,9 @@ impl Operation for Product {
             (31, 19, 1),
             // Longer than one piece of the summed dimension on any back end so far.
             (33, 600, 33),
+            // Many tiles; loads by fours of both operands, of one, of none.
+            (1024, 20, 768),
+            (833, 9, 899),
             (0, 3, 4),
             (3, 0, 4),
             (3, 4, 0),

@@ -277,7 +277,9 @@ kernels! {
     "adam": reduce_partials gradient_norm clip_scale;
     stored {
         "embedding" "embedding": embedding_forward;
-        "gemm" "gemm": gemm_nn gemm_nt gemm_tn gemm_nn_narrow gemm_nt_narrow gemm_tn_narrow column_sums;
+        "gemm" "gemm":
+            gemm_nn gemm_nt gemm_tn gemm_nn_tall gemm_nt_tall gemm_tn_tall gemm_nn_narrow gemm_nt_narrow gemm_tn_narrow
+            column_sums;
         "lstm_cell" "lstm_cell": lstm_cell_forward lstm_cell_backward;
         "lstm_sequence" "lstm_sequence":
             lstm_sequence_forward_h32 lstm_sequence_forward_h64 lstm_sequence_forward_h96 lstm_sequence_forward_h128

@@ -6,10 +6,13 @@ use super::half::Stored;
 use super::launch::{Call, blocks};
 use crate::backend::{MatmulDims, Precision};
 use crate::error::{Error, Result};
-use crate::tuning::{COLUMN_THREADS, GEMM_K, GEMM_NARROW, GEMM_THREADS, GEMM_TILE};
+use crate::tuning::{COLUMN_THREADS, GEMM_K, GEMM_NARROW, GEMM_TALL, GEMM_THREADS, GEMM_TILE};
 
 /// The most tiles along the rows of a result: the limit of a grid's second side.
 const MOST_ROW_TILES: u32 = 65_535;
+
+/// Tiles from which on they are tall ones: as many as the GPUs have multiprocessors, more or less. No bit depends on it.
+const MANY_TILES: usize = 96;
 
 /// How the dimension summed over is cut. Slice `z` writes its own result, `stride` elements after the one before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +41,38 @@ impl Slices {
     }
 }
 
+/// What a block computes of a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tile {
+    Square,
+    Tall,
+    Narrow,
+}
+
+impl Tile {
+    fn of(d: MatmulDims, slices: u32) -> Self {
+        let MatmulDims { m, n, ta, tb, .. } = d;
+        let (tall_rows, tall_columns) = Tile::Tall.sides();
+        let tall = m.div_ceil(tall_rows as usize).saturating_mul(n.div_ceil(tall_columns as usize));
+        if n <= GEMM_NARROW as usize {
+            Tile::Narrow
+        } else if tall.saturating_mul(slices as usize) >= MANY_TILES && !(ta && tb) {
+            Tile::Tall
+        } else {
+            Tile::Square
+        }
+    }
+
+    /// Rows and columns.
+    const fn sides(self) -> (u32, u32) {
+        match self {
+            Tile::Square => (GEMM_TILE, GEMM_TILE),
+            Tile::Tall => (GEMM_TALL, GEMM_TILE),
+            Tile::Narrow => (GEMM_TILE, GEMM_NARROW),
+        }
+    }
+}
+
 /// `out (+)= op(a)·op(b) (+ bias)`: `a` `[m,k]` or `[k,m]`, `b` `[k,n]` or `[n,k]`, `bias` `[n]`, `out` `[m,n]`.
 ///
 /// # Errors
@@ -55,32 +90,36 @@ pub(super) fn gemm<S: Stored>(
 ) -> Result<()> {
     let MatmulDims { m, k, n, ta, tb } = d;
     let kernels = S::of(&ctx.kernels);
-    let narrow = n <= GEMM_NARROW as usize;
-    let kernel = match (ta, tb, narrow) {
-        (false, false, false) => &kernels.gemm_nn,
-        (false, true, false) => &kernels.gemm_nt,
-        (true, false, false) => &kernels.gemm_tn,
-        (false, false, true) => &kernels.gemm_nn_narrow,
-        (false, true, true) => &kernels.gemm_nt_narrow,
-        (true, false, true) => &kernels.gemm_tn_narrow,
+    let tile = Tile::of(d, slices.count);
+    let kernel = match (ta, tb, tile) {
+        (false, false, Tile::Square) => &kernels.gemm_nn,
+        (false, true, Tile::Square) => &kernels.gemm_nt,
+        (true, false, Tile::Square) => &kernels.gemm_tn,
+        (false, false, Tile::Tall) => &kernels.gemm_nn_tall,
+        (false, true, Tile::Tall) => &kernels.gemm_nt_tall,
+        (true, false, Tile::Tall) => &kernels.gemm_tn_tall,
+        (false, false, Tile::Narrow) => &kernels.gemm_nn_narrow,
+        (false, true, Tile::Narrow) => &kernels.gemm_nt_narrow,
+        (true, false, Tile::Narrow) => &kernels.gemm_tn_narrow,
         (true, true, _) if S::PRECISION != Precision::F32 => {
             return Err(Error::Failed(
                 "no product of two transposed arrays of 16 bits; please report this".into(),
             ));
         }
-        (true, true, false) => &ctx.kernels.gemm_tt,
-        (true, true, true) => &ctx.kernels.gemm_tt_narrow,
+        (true, true, Tile::Narrow) => &ctx.kernels.gemm_tt_narrow,
+        (true, true, _) => &ctx.kernels.gemm_tt,
     };
     if m == 0 || n == 0 {
         return Ok(());
     }
-    let columns = blocks("matmul", "out [m,n]", &[n], if narrow { GEMM_NARROW } else { GEMM_TILE })?;
-    let rows = blocks("matmul", "out [m,n]", &[m], GEMM_TILE)?;
+    let (tile_rows, tile_columns) = tile.sides();
+    let columns = blocks("matmul", "out [m,n]", &[n], tile_columns)?;
+    let rows = blocks("matmul", "out [m,n]", &[m], tile_rows)?;
     if rows > MOST_ROW_TILES {
         return Err(Error::Shape {
             op: "matmul",
             what: "out [m,n]",
-            expected: format!("at most {} rows; use a smaller batch", MOST_ROW_TILES * GEMM_TILE),
+            expected: format!("at most {} rows; use a smaller batch", MOST_ROW_TILES * tile_rows),
             found: m.to_string(),
         });
     }
@@ -129,6 +168,16 @@ pub(super) fn column_sums<S: Stored>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tiles_are_tall_where_there_are_many() {
+        let of = |m, n, t, slices| Tile::of(MatmulDims { m, k: 9, n, ta: t, tb: t }, slices);
+        assert_eq!(of(6400, 512, false, 1), Tile::Tall);
+        assert_eq!(of(6400, 512, true, 1), Tile::Square);
+        assert_eq!(of(6400, 16, false, 1), Tile::Narrow);
+        assert_eq!(of(128, 512, false, 16), Tile::Tall);
+        assert_eq!(of(128, 512, false, 1), Tile::Square);
+    }
 
     #[test]
     fn slices_are_whole_steps_and_cover_the_sum() {

@@ -271,6 +271,7 @@ fn products(bench: &mut Bench) {
         // One time step's.
         (32, 32, 128, false, false),
         (64, 128, 512, false, false),
+        (6400, 128, 512, false, false),
         (99, 257, 131, false, false),
         (257, 99, 131, true, true),
         (256, 256, 256, false, false),
@@ -316,6 +317,7 @@ fn lstm(bench: &mut Bench) {
         (128, 32, 16, 32),
         (32, 64, 64, 128),
         (32, 32, 64, 256),
+        (32, 32, 64, 512),
         (257, 64, 64, 64),
     ] {
         let d = SequenceDims { t, b, e, h };

@@ -167,6 +167,7 @@ impl Report<'_> {
             (256, 256, 256, false, false),
             (256, 256, 256, false, true),
             (256, 256, 256, true, false),
+            (1024, 64, 768, false, false),
         ]) {
             let case = matmul::Case { d: MatmulDims { m, k, n, ta, tb }, accumulate: false };
             let stored = |transposed| if transposed { "ᵀ" } else { "" };
@@ -194,6 +195,7 @@ impl Report<'_> {
             (32, 32, 64, 96),
             (32, 32, 64, 128),
             (128, 32, 16, 32),
+            (16, 32, 64, 256),
         ]) {
             let d = SequenceDims { t, b, e, h };
             let case = lstm_sequence::Case { d, dh: false, dh_last: true, dc_last: false };
@@ -201,7 +203,7 @@ impl Report<'_> {
             self.count::<lstm_sequence::Forward>(&shape, &case);
             self.count::<lstm_sequence::Backward>(&shape, &case);
             // Cell by cell, where that is not too slow here.
-            if t * h <= 2048 {
+            if t * h <= 4096 {
                 self.count::<cells::Forward>(&shape, &case);
                 self.count::<cells::Backward>(&shape, &case);
             }

@@ -13,7 +13,8 @@ use recurve::backend::host::HostEngine;
 use recurve::backend::reference::Reference;
 use recurve::backend::{
     Adam, AdamConfig, DeviceInfo, EmbeddingBackward, EmbeddingDims, EmbeddingForward, Engine, Matmul,
-    MatmulDims, Ops as _, Part, Parts, StepState, TrainState,
+    MatmulDims, Ops as _, Part, Parts, SequenceBackward, SequenceDims, SequenceForward, StepState,
+    TrainState,
 };
 use recurve::data::Examples;
 use recurve::metrics::Metrics;
@@ -345,5 +346,61 @@ fn activations_and_the_devices_clock_can_be_used_alone() {
     assert!(us >= 0.0);
     for (found, x) in cuda.download(&out).unwrap().into_iter().zip(values) {
         assert!((found - x.tanh()).abs() < 1e-6, "tanh({x}) = {found}");
+    }
+}
+
+/// The persistent kernels know a number that has not been written by its bits, those of a NaN: one in what they are given
+/// (an initial state, weights and gradients of a training that went astray) is a NaN in what they leave, and not waited for.
+#[test]
+fn a_sequence_full_of_nans_comes_to_its_end() {
+    let Some(cuda) = device::open(ImageChoice::from_env().unwrap()) else { return };
+    println!("executed by: {}", cuda.name());
+    let unwritten = f64::from_bits(u64::MAX);
+    assert_eq!((unwritten as f32).to_bits(), u32::MAX);
+    let d = SequenceDims { t: 3, b: 5, e: 2, h: 131 };
+    let (state, states, gates) = (d.b * d.h, (d.t + 1) * d.b * d.h, d.t * d.b * 4 * d.h);
+    let all = |n: usize, value: f64| cuda.upload(&vec![value; n]).unwrap();
+    for (h0, u) in [(unwritten, 0.5), (0.5, unwritten), (unwritten, unwritten)] {
+        let (x, w, b) = (all(d.t * d.b * d.e, 0.5), all(d.e * 4 * d.h, 0.5), all(4 * d.h, 0.5));
+        let (h0, c0, u) = (all(state, h0), all(state, 0.5), all(d.h * 4 * d.h, u));
+        let (mut left, mut h, mut c) = (all(gates, 0.0), all(states, 0.0), all(states, 0.0));
+        let forward = SequenceForward {
+            x: &x,
+            h0: &h0,
+            c0: &c0,
+            w: &w,
+            u: &u,
+            b: &b,
+            gates: &mut left,
+            h: &mut h,
+            c: &mut c,
+        };
+        cuda.lstm_sequence_forward(d, forward).unwrap();
+        let outputs = cuda.download(&h).unwrap();
+        assert!(outputs[state..].iter().all(|h| h.is_nan()), "a number came of NaNs");
+
+        let dh = all(d.t * state, unwritten);
+        let mut dx = all(d.t * d.b * d.e, 0.0);
+        let (mut dh0, mut dc0) = (all(state, 0.0), all(state, 0.0));
+        let (mut dw, mut du, mut db) = (all(d.e * 4 * d.h, 0.0), all(d.h * 4 * d.h, 0.0), all(4 * d.h, 0.0));
+        let backward = SequenceBackward {
+            x: &x,
+            w: &w,
+            u: &u,
+            gates: &left,
+            h: &h,
+            c: &c,
+            dh: Some(&dh),
+            dh_last: None,
+            dc_last: None,
+            dx: &mut dx,
+            dh0: &mut dh0,
+            dc0: &mut dc0,
+            dw: &mut dw,
+            du: &mut du,
+            db: &mut db,
+        };
+        cuda.lstm_sequence_backward(d, backward).unwrap();
+        assert!(cuda.download(&dh0).unwrap().iter().all(|g| g.is_nan()), "a gradient came of NaNs");
     }
 }

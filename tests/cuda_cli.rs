@@ -349,7 +349,10 @@ fn a_variable_chooses_the_path_of_training_and_evaluation() {
     let error = text(&output.stderr);
     println!("{error}");
     assert_eq!(output.status.code(), Some(2), "{error}");
-    assert!(error.contains("RECURVE_CUDA_PATH: found \"fast\", expected one of best, unfused, persistent, cells"), "{error}");
+    assert!(
+        error.contains("RECURVE_CUDA_PATH: found \"fast\", expected one of best, unfused, persistent, cells"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -191,11 +191,7 @@ fn the_persistent_path_has_the_bits_of_the_cells() {
     these_paths_have_the_same_bits(
         [PathChoice::Persistent, PathChoice::Cells],
         // rows, T, V, E, H, C
-        &[
-            (5, 3, 20, 3, 7, 3),
-            (15, 4, 20, 3, 130, 2),
-            (9, 2, 20, 2, 261, 2),
-        ],
+        &[(5, 3, 20, 3, 7, 3), (15, 4, 20, 3, 130, 2), (9, 2, 20, 2, 261, 2)],
     );
 }
 

@@ -313,7 +313,8 @@ pub(super) fn set_bytes<T: Pod>(ctx: &Context, what: &str, to: ViewMut<'_, T>, b
     };
     ctx.cuda.bind_to_thread().map_err(fail)?;
     // SAFETY: `address` holds `n` elements, and any bytes are a value of every plain type.
-    unsafe { result::memset_d8_async(address, byte, n * size_of::<T>(), ctx.stream.cu_stream()) }.map_err(fail)
+    unsafe { result::memset_d8_async(address, byte, n * size_of::<T>(), ctx.stream.cu_stream()) }
+        .map_err(fail)
 }
 
 /// A float array on a device.

@@ -190,7 +190,13 @@ impl<'c> Call<'c> {
 
     /// # Safety
     /// As for [`Self::launch`], and `launch` is a launch of the driver.
-    unsafe fn launch_by(mut self, launch: Launch, grid: [u32; 3], block: u32, shared_bytes: u32) -> Result<()> {
+    unsafe fn launch_by(
+        mut self,
+        launch: Launch,
+        grid: [u32; 3],
+        block: u32,
+        shared_bytes: u32,
+    ) -> Result<()> {
         if grid.contains(&0) {
             return Ok(());
         }

@@ -65,7 +65,11 @@ const fn warps(padded: u32) -> u32 {
 
 /// The most hidden units of a device's persistent kernels.
 pub(super) fn most_units(ctx: &Context) -> usize {
-    if ctx.cooperative { (ctx.multiprocessors as usize).saturating_mul(PERSISTENT_UNITS as usize).min(512) } else { 0 }
+    if ctx.cooperative {
+        (ctx.multiprocessors as usize).saturating_mul(PERSISTENT_UNITS as usize).min(512)
+    } else {
+        0
+    }
 }
 
 /// Assigns `gates` `[T,B,4H]`, `h` and `c` `[T+1,B,H]` but for their first rows, the initial state. `pre` `[T,B,4H]` is
@@ -82,8 +86,7 @@ pub(super) fn forward<S: Stored>(
     mut c: ViewMut<'_, f32>,
 ) -> Result<()> {
     let SequenceDims { t, b: batch, h: hidden, .. } = d;
-    let (columns, rows, states) =
-        (hidden.saturating_mul(4), t.saturating_mul(batch), t.saturating_add(1));
+    let (columns, rows, states) = (hidden.saturating_mul(4), t.saturating_mul(batch), t.saturating_add(1));
     let state = batch.saturating_mul(hidden);
     set_bytes(ctx, "h", h.again().part(state..state.saturating_mul(states))?, UNWRITTEN)?;
     let own;
@@ -120,8 +123,7 @@ pub(super) fn backward<S: Stored>(
     mut dc0: ViewMut<'_, f32>,
 ) -> Result<()> {
     let SequenceDims { t, b: batch, h: hidden, .. } = d;
-    let (columns, rows, states) =
-        (hidden.saturating_mul(4), t.saturating_mul(batch), t.saturating_add(1));
+    let (columns, rows, states) = (hidden.saturating_mul(4), t.saturating_mul(batch), t.saturating_add(1));
     set_bytes(ctx, "dpre", dpre.again().part(0..rows.saturating_mul(columns))?, UNWRITTEN)?;
     let call = Call::new(ctx, groups.kernel(S::of(&ctx.kernels), false))
         .input_fours("u [H,4H]", a.u, &[hidden, columns])?

@@ -1105,7 +1105,8 @@ impl Warp {
                         break;
                     }
                     let (v, valid) = a.read(at, 4);
-                    if !valid || races.is_some_and(|r| a.note(at, 4, r, self.block, false, strong).is_some()) {
+                    if !valid || races.is_some_and(|r| a.note(at, 4, r, self.block, false, strong).is_some())
+                    {
                         break;
                     }
                     row[lane] = v;

@@ -146,10 +146,12 @@ impl Alloc {
                     if reader != 0 && reader != me && !(strong && now & STRONG_READS != 0) {
                         return Some(Use { block: (reader != SEVERAL).then(|| reader - 1), wrote: false });
                     }
-                    let only = if strong && (writer == 0 || now & STRONG_WRITES != 0) { STRONG_WRITES } else { 0 };
+                    let only =
+                        if strong && (writer == 0 || now & STRONG_WRITES != 0) { STRONG_WRITES } else { 0 };
                     now & !(SEVERAL << 20 | STRONG_WRITES) | me << 20 | only
                 } else {
-                    let only = if strong && (reader == 0 || now & STRONG_READS != 0) { STRONG_READS } else { 0 };
+                    let only =
+                        if strong && (reader == 0 || now & STRONG_READS != 0) { STRONG_READS } else { 0 };
                     let who = if reader == 0 || reader == me { me } else { SEVERAL };
                     now & !STRONG_READS | who | only
                 };

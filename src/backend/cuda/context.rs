@@ -489,6 +489,10 @@ fn advice(error: DriverError) -> &'static str {
             "update the NVIDIA driver, or use --device cpu"
         }
         R::CUDA_ERROR_NO_BINARY_FOR_GPU => "this GPU is not supported by the kernels; use --device cpu",
+        R::CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE => {
+            "other programs hold a part of the GPU (by MPS?); close them, or do without blocks that wait for each other: \
+             RECURVE_CUDA_PATH=cells"
+        }
         R::CUDA_ERROR_DEVICE_UNAVAILABLE => {
             "another program holds the GPU alone; close it, choose another with --device cuda:N, or use --device cpu"
         }

@@ -22,34 +22,40 @@
 //! bf16 and f16 ([`precision`](crate::backend::precision)) take the same paths by the same rules, through kernels over the
 //! type that numbers are stored in, [`Stored`]. A step in f16 has one kernel more before Adam on the fused path, `loss_scale`, and
 //! two on the others, which first look for gradients that are not finite.
+//!
+//! `places` says where parameters lie in an arena, `workspace` holds what a batch needs and the passes through it, `reports` the
+//! metrics on their way to the host; recording, evaluating and predicting are here.
 
-use super::batch::{Rows, gather};
-use super::buffer::{DeviceVec, Ids, View, ViewMut, clear, download, pinned_to_read, upload};
+mod places;
+mod reports;
+mod workspace;
+
+use super::batch::Rows;
+use super::buffer::{DeviceVec, Ids, clear, download, upload};
 use super::context::Context;
 use super::cross_entropy::{self, Losses, MetricSums};
 use super::fused::{Fused, Unfused};
 use super::graph::Graph;
 use super::half::{self, Bf16, F16, FLAGS, Scaling, Stored, all_finite, loss_scale};
-use super::lstm_sequence::{self, Plan, Trace, Weights};
+use super::lstm_sequence::Plan;
 use super::path::PathChoice;
 use super::steps::{CURSORS, Step};
 use super::tokens::{Buckets, Pair, Sorted, sort_tokens};
-use super::{Clip, Cuda, adam, dense, embedding, fill, fused};
+use super::{Clip, Cuda, adam, fill, fused};
 use crate::backend::checks;
 use crate::backend::{
-    AdamConfig, CrossEntropyDims, DenseDims, DeviceInfo, EmbeddingDims, Engine, LossScale, Part, Parts,
-    Precision, SequenceDims, StepState, TrainState,
+    AdamConfig, DeviceInfo, Engine, LossScale, Part, Parts, Precision, StepState, TrainState,
 };
 use crate::data::Examples;
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
-use crate::model::{Cell, Model, ModelConfig};
+use crate::model::{Model, ModelConfig};
 use crate::tuning::SEQUENCE_PARTIALS;
-use cudarc::driver::{CudaEvent, PinnedHostSlice, result};
+use places::Places;
+use reports::Reports;
 use std::collections::HashMap;
-use std::collections::VecDeque;
-use std::ops::Range;
 use std::sync::Arc;
+use workspace::{Dims, Growing, Want, Workspace};
 
 /// Steps that the device's table holds.
 const TABLE_STEPS: usize = 1024;
@@ -61,8 +67,6 @@ const GRAPH_STEPS: [u32; 4] = [64, 16, 4, 1];
 const CHUNK_ROWS: usize = 1024;
 /// Numbers of activations that a chunk may need (256 MiB), unless one batch needs more.
 const CHUNK_NUMBERS: usize = 1 << 26;
-/// Reports of metrics that may be on their way to the host.
-const REPORTS: usize = 4;
 
 /// An engine on a CUDA device.
 #[derive(Debug)]
@@ -115,99 +119,6 @@ impl CudaEngine {
     }
 }
 
-/// Where each parameter lies in an arena.
-#[derive(Clone, Debug)]
-struct Places {
-    embeddings: Range<usize>,
-    w: Range<usize>,
-    u: Range<usize>,
-    b: Range<usize>,
-    dense_w: Range<usize>,
-    dense_b: Range<usize>,
-    /// `w`, `u` and `b`: the range whose gradients are partial sums. It begins at a multiple of 4, so that kernels read by
-    /// fours; up to three numbers between it and the embeddings are 0 in every arena.
-    layer: Range<usize>,
-    /// Length of an arena.
-    len: usize,
-}
-
-impl Places {
-    fn new(model: &Model) -> Result<Self> {
-        let find = |name: &str| {
-            let spec = model.table.find(name).map(|spec| spec.range());
-            spec.ok_or_else(|| Error::Failed(format!("the model has no parameter {name}")))
-        };
-        let (w, u, b) = (find("lstm/kernel")?, find("lstm/recurrent_kernel")?, find("lstm/bias")?);
-        let (dense_w, dense_b) = (find("dense/kernel")?, find("dense/bias")?);
-        // The kernels' partial sums of the layer are one run of numbers.
-        if w.end != u.start || u.end != b.start || dense_w.end != dense_b.start {
-            return Err(Error::Failed(format!(
-                "the CUDA back end needs the layers' parameters one after the other in the arena, found kernel {w:?}, \
-                 recurrent_kernel {u:?}, bias {b:?}, dense/kernel {dense_w:?}, dense/bias {dense_b:?}"
-            )));
-        }
-        let embeddings = find("embedding/embeddings")?;
-        if embeddings.start != 0 || embeddings.end != w.start || b.end != dense_w.start {
-            return Err(Error::Failed(format!(
-                "the CUDA back end needs the embeddings first and the dense layer last in the arena, found {embeddings:?}, \
-                 kernel {w:?}, bias {b:?}, dense/kernel {dense_w:?}"
-            )));
-        }
-        let gap = embeddings.end.next_multiple_of(4) - embeddings.end;
-        let [w, u, b, dense_w, dense_b] = [w, u, b, dense_w, dense_b].map(|r| r.start + gap..r.end + gap);
-        let layer = w.start..b.end;
-        let len = dense_b.end;
-        Ok(Self { embeddings, w, u, b, dense_w, dense_b, layer, len })
-    }
-
-    fn arena(&self) -> adam::Arena {
-        adam::Arena { layer: self.layer.start, dense: self.dense_w.start }
-    }
-
-    /// All parameters; those that are multiplied as they are `stored`, if not in f32.
-    fn weights<'a, S: Stored>(
-        &self,
-        params: &'a DeviceVec<f32>,
-        stored: Option<&'a DeviceVec<S>>,
-    ) -> Result<fused::Weights<'a, S>> {
-        let params = params.view();
-        let stored = S::weights(params, stored)?;
-        Ok(fused::Weights {
-            table: stored.part(self.embeddings.clone())?,
-            w: stored.part(self.w.clone())?,
-            u: stored.part(self.u.clone())?,
-            b: params.part(self.b.clone())?,
-            dense_w: stored.part(self.dense_w.clone())?,
-            dense_b: params.part(self.dense_b.clone())?,
-        })
-    }
-
-    /// Copies a host's arena, which has no gap, into `arena`.
-    fn upload(&self, ctx: &Context, what: &str, arena: ViewMut<'_, f32>, values: &[f32]) -> Result<()> {
-        let (table, rest) = arena.split(self.layer.start)?;
-        let Some((table_values, rest_values)) = values.split_at_checked(self.embeddings.end) else {
-            return Err(Error::Failed(format!("{what}: {} values; please report this", values.len())));
-        };
-        upload(ctx, what, table, table_values)?;
-        upload(ctx, what, rest, rest_values)
-    }
-
-    /// An arena with these values.
-    fn upload_new(&self, ctx: &Context, what: &str, values: &[f32]) -> Result<DeviceVec<f32>> {
-        let mut arena = DeviceVec::new(ctx, what, self.len)?;
-        clear(ctx, what, arena.view_mut())?;
-        self.upload(ctx, what, arena.view_mut(), values)?;
-        Ok(arena)
-    }
-
-    /// The arena as the host has it.
-    fn download(&self, ctx: &Context, what: &str, arena: View<'_, f32>) -> Result<Vec<f32>> {
-        let mut values = download(ctx, what, arena)?;
-        values.drain(self.embeddings.end..self.layer.start);
-        Ok(values)
-    }
-}
-
 /// A part of the data set on the device.
 #[derive(Debug)]
 struct Resident {
@@ -228,440 +139,6 @@ impl Resident {
             rows: examples.rows(),
             t: examples.t,
         })
-    }
-}
-
-/// An array that grows to the largest batch seen.
-#[derive(Debug)]
-struct Growing<T>(Option<DeviceVec<T>>);
-
-impl<T> Default for Growing<T> {
-    fn default() -> Self {
-        Self(None)
-    }
-}
-
-impl<T: bytemuck::Pod> Growing<T> {
-    fn fits(&self, n: usize) -> bool {
-        self.0.as_ref().is_some_and(|array| array.len() >= n)
-    }
-
-    /// Makes room for the product of `dims`. The old array goes first, so that both need not fit.
-    fn fit(&mut self, ctx: &Context, what: &str, n: usize) -> Result<()> {
-        if !self.fits(n) {
-            self.0 = None;
-            self.0 = Some(DeviceVec::new(ctx, what, n)?);
-        }
-        Ok(())
-    }
-
-    fn missing() -> Error {
-        Error::Failed("a training step without room for its batch; please report this".into())
-    }
-
-    fn front(&self, n: usize) -> Result<View<'_, T>> {
-        self.0.as_ref().ok_or_else(Self::missing)?.front(n)
-    }
-
-    fn front_mut(&mut self, n: usize) -> Result<ViewMut<'_, T>> {
-        self.0.as_mut().ok_or_else(Self::missing)?.front_mut(n)
-    }
-}
-
-/// The activations and gradients of a batch; of a smaller one, the front of each array is used.
-#[derive(Debug, Default)]
-struct Workspace<S> {
-    path: PathChoice,
-    /// `[T,B]`
-    ids: Growing<u32>,
-    /// `[B]`
-    labels: Growing<u32>,
-    /// `[T,B,E]`
-    embedded: Growing<S>,
-    /// `[T,B,4H]`, where gates are stored in 16 bits: what they are computed from.
-    pre: Growing<f32>,
-    /// `[T,B,4H]`
-    gates: Growing<S>,
-    /// `[T+1,B,H]`
-    h: Growing<S>,
-    /// `[T+1,B,H]`
-    c: Growing<f32>,
-    /// `[B,C]`
-    logits: Growing<f32>,
-    /// `[B,C]`
-    probs: Growing<f32>,
-    /// `[B]`
-    loss: Growing<f32>,
-    /// `[B]`
-    hits: Growing<f32>,
-    /// `[B,C]`
-    dlogits: Growing<f32>,
-    /// `[B,H]`
-    dh_last: Growing<f32>,
-    /// `[T,B,4H]`
-    dpre: Growing<S>,
-    /// `[T,B,E]`
-    dembedded: Growing<f32>,
-    /// `[B,H]`
-    dc0: Growing<f32>,
-    /// The plan's.
-    partials: Growing<f32>,
-    /// `[B,H]`, of the fused path.
-    h_last: Growing<S>,
-    /// `[B,warps]` of the fused path, `[FLAGS]` of the others, in f16.
-    finite: Growing<u32>,
-}
-
-/// The numbers that every array's size is made of.
-#[derive(Clone, Copy, Debug)]
-struct Dims {
-    rows: usize,
-    t: usize,
-    config: ModelConfig,
-}
-
-impl Dims {
-    /// A product that must fit memory.
-    fn product(&self, what: &str, dims: &[usize]) -> Result<usize> {
-        dims.iter().try_fold(1usize, |product, &d| product.checked_mul(d)).ok_or_else(|| {
-            Error::Failed(format!(
-                "{what} of a batch, {dims:?} numbers, does not fit into memory; use a smaller batch"
-            ))
-        })
-    }
-
-    fn tokens(&self) -> usize {
-        self.rows.saturating_mul(self.t)
-    }
-
-    fn states(&self) -> usize {
-        self.t.saturating_add(1).saturating_mul(self.rows).saturating_mul(self.config.hidden)
-    }
-
-    fn embedding(&self) -> EmbeddingDims {
-        EmbeddingDims { n: self.tokens(), v: self.config.vocab, e: self.config.embed }
-    }
-
-    fn sequence(&self) -> SequenceDims {
-        SequenceDims { t: self.t, b: self.rows, e: self.config.embed, h: self.config.hidden }
-    }
-
-    fn dense(&self) -> DenseDims {
-        DenseDims { b: self.rows, inputs: self.config.hidden, outputs: self.config.classes }
-    }
-
-    fn cross_entropy(&self) -> CrossEntropyDims {
-        CrossEntropyDims { b: self.rows, c: self.config.classes }
-    }
-
-    /// Numbers of activations a row: in f32 four gates, h and c of a unit; else twice the gates, half as wide the second time.
-    fn numbers_a_row<S: Stored>(&self) -> usize {
-        let ModelConfig { embed, hidden, .. } = self.config;
-        let of_a_unit = if S::PRECISION == Precision::F32 { 6 } else { 8 };
-        self.t.saturating_add(1).saturating_mul(embed.saturating_add(hidden.saturating_mul(of_a_unit)))
-    }
-}
-
-/// What is wanted of a forward pass.
-#[derive(Clone, Copy, Debug)]
-enum Want<'a> {
-    /// Probabilities alone; there are no labels.
-    Probabilities,
-    /// Probabilities, and each row's loss, times its class' weight of `[C]`, and hit.
-    Losses { class_weights: Option<View<'a, f32>> },
-}
-
-impl<S: Stored> Workspace<S> {
-    fn new(path: PathChoice) -> Self {
-        Self { path, ..Self::default() }
-    }
-
-    /// Whether what gates are computed from has an array of its own.
-    const APART: bool = !matches!(S::PRECISION, Precision::F32);
-
-    /// The arrays that fused steps of up to `d.rows` rows need.
-    fn fit_fused(&mut self, ctx: &Context, d: &Dims) -> Result<()> {
-        let ModelConfig { embed: e, hidden: h, classes: c, .. } = d.config;
-        let (b, t) = (d.rows, d.t);
-        let n = |what, dims: &[usize]| d.product(what, dims);
-        self.dembedded.fit(ctx, "a batch's gradients by embeddings", n("embedding", &[t, b, e])?)?;
-        self.partials.fit(ctx, "the rows' gradients", n("gradients", &[b, fused::stride(&d.config)])?)?;
-        self.h_last.fit(ctx, "a batch's last outputs", n("outputs", &[b, h])?)?;
-        self.finite.fit(ctx, "a batch's flags", n("flags", &[b, fused::MOST_WARPS])?)?;
-        self.dlogits.fit(ctx, "a batch's gradients by logits", n("logits", &[b, c])?)?;
-        self.loss.fit(ctx, "a batch's losses", b)?;
-        self.hits.fit(ctx, "a batch's hits", b)
-    }
-
-    /// Whether [`Self::fit_fused`] would find everything there.
-    fn fits_fused(&self, d: &Dims) -> bool {
-        let ModelConfig { embed: e, hidden: h, classes: c, .. } = d.config;
-        let b = d.rows;
-        self.dembedded.fits(d.tokens().saturating_mul(e))
-            && self.partials.fits(b.saturating_mul(fused::stride(&d.config)))
-            && self.h_last.fits(b.saturating_mul(h))
-            && self.finite.fits(b.saturating_mul(fused::MOST_WARPS))
-            && self.dlogits.fits(b.saturating_mul(c))
-            && self.loss.fits(b)
-            && self.hits.fits(b)
-    }
-
-    /// The arrays and sizes that a pass of these dimensions needs.
-    fn fit(&mut self, ctx: &Context, d: &Dims, plan: Option<&Plan>) -> Result<()> {
-        let ModelConfig { embed: e, hidden: h, classes: c, .. } = d.config;
-        let (b, t) = (d.rows, d.t);
-        let states = t.saturating_add(1);
-        let n = |what, dims: &[usize]| d.product(what, dims);
-        self.ids.fit(ctx, "a batch's ids", n("ids", &[t, b])?)?;
-        self.labels.fit(ctx, "a batch's labels", b)?;
-        self.embedded.fit(ctx, "a batch's embedding", n("embedding", &[t, b, e])?)?;
-        if Self::APART {
-            self.pre.fit(ctx, "a batch's pre-activations", n("gates", &[t, b, 4, h])?)?;
-        }
-        self.gates.fit(ctx, "a batch's gates", n("gates", &[t, b, 4, h])?)?;
-        self.h.fit(ctx, "a batch's outputs", n("outputs", &[states, b, h])?)?;
-        self.c.fit(ctx, "a batch's states", n("states", &[states, b, h])?)?;
-        self.logits.fit(ctx, "a batch's logits", n("logits", &[b, c])?)?;
-        self.probs.fit(ctx, "a batch's probabilities", n("probabilities", &[b, c])?)?;
-        self.loss.fit(ctx, "a batch's losses", b)?;
-        self.hits.fit(ctx, "a batch's hits", b)?;
-        let Some(plan) = plan else { return Ok(()) };
-        self.dlogits.fit(ctx, "a batch's gradients by logits", n("logits", &[b, c])?)?;
-        self.dh_last.fit(ctx, "a batch's gradients by outputs", n("outputs", &[b, h])?)?;
-        self.dpre.fit(ctx, "a batch's gradients by pre-activations", n("gates", &[t, b, 4, h])?)?;
-        self.dembedded.fit(ctx, "a batch's gradients by embeddings", n("embedding", &[t, b, e])?)?;
-        self.dc0.fit(ctx, "a batch's gradients by states", n("states", &[b, h])?)?;
-        self.finite.fit(ctx, "a batch's flags", FLAGS)?;
-        self.partials.fit(ctx, "partial sums of the gradients", plan.extent())
-    }
-
-    /// Whether [`Self::fit`] would find everything there.
-    fn fits(&self, d: &Dims, plan: Option<&Plan>) -> bool {
-        let ModelConfig { embed: e, hidden: h, classes: c, .. } = d.config;
-        let (b, n) = (d.rows, d.tokens());
-        let gates = n.saturating_mul(4).saturating_mul(h);
-        let forward = self.ids.fits(n)
-            && self.labels.fits(b)
-            && self.embedded.fits(n.saturating_mul(e))
-            && (!Self::APART || self.pre.fits(gates))
-            && self.gates.fits(gates)
-            && self.h.fits(d.states())
-            && self.c.fits(d.states())
-            && self.logits.fits(b.saturating_mul(c))
-            && self.probs.fits(b.saturating_mul(c))
-            && self.loss.fits(b)
-            && self.hits.fits(b);
-        forward
-            && plan.is_none_or(|plan| {
-                self.dlogits.fits(b.saturating_mul(c))
-                    && self.dh_last.fits(b.saturating_mul(h))
-                    && self.dpre.fits(gates)
-                    && self.dembedded.fits(n.saturating_mul(e))
-                    && self.dc0.fits(b.saturating_mul(h))
-                    && self.finite.fits(FLAGS)
-                    && self.partials.fits(plan.extent())
-            })
-    }
-
-    /// Gathers the rows' ids, and their labels if they are wanted.
-    fn gather(
-        &mut self,
-        ctx: &Context,
-        d: &Dims,
-        x: View<'_, u32>,
-        y: Option<View<'_, u32>>,
-        from: Rows<'_>,
-    ) -> Result<()> {
-        let x = Ids { view: x, below: d.config.vocab };
-        let y = y.map(|view| Ids { view, below: d.config.classes });
-        let labels = self.labels.front_mut(d.rows)?;
-        gather(ctx, x, y, from, d.rows, d.t, self.ids.front_mut(d.tokens())?, Some(labels))
-    }
-
-    /// From the gathered ids to probabilities, and losses.
-    fn forward(&mut self, ctx: &Context, d: &Dims, a: &fused::Weights<'_, S>, want: Want<'_>) -> Result<()> {
-        let ModelConfig { embed: e, hidden: h, classes: c, .. } = d.config;
-        let (n, state) = (d.tokens(), d.rows * h);
-        embedding::forward(
-            ctx,
-            d.embedding(),
-            a.table,
-            Ids { view: self.ids.front(n)?, below: d.config.vocab },
-            self.embedded.front_mut(n * e)?,
-        )?;
-        let pre = if Self::APART { Some(self.pre.front_mut(n * 4 * h)?) } else { None };
-        match d.config.cell {
-            Cell::Lstm => lstm_sequence::forward(
-                ctx,
-                d.sequence(),
-                self.path,
-                self.embedded.front(n * e)?,
-                None,
-                None,
-                Weights { w: a.w, u: a.u, b: a.b },
-                Trace {
-                    pre,
-                    gates: self.gates.front_mut(n * 4 * h)?,
-                    h: self.h.front_mut(d.states())?,
-                    c: self.c.front_mut(d.states())?,
-                },
-            )?,
-        }
-        let last = self.h.front(d.states())?.part(d.t * state..d.states())?;
-        dense::forward(ctx, d.dense(), last, a.dense_w, a.dense_b, self.logits.front_mut(d.rows * c)?)?;
-        let losses = match want {
-            Want::Probabilities => None,
-            Want::Losses { class_weights } => Some(Losses {
-                labels: Ids { view: self.labels.front(d.rows)?, below: c },
-                class_weights,
-                loss: self.loss.front_mut(d.rows)?,
-                hits: self.hits.front_mut(d.rows)?,
-            }),
-        };
-        let probs = self.probs.front_mut(d.rows * c)?;
-        cross_entropy::forward(ctx, d.cross_entropy(), self.logits.front(d.rows * c)?, probs, losses)
-    }
-
-    /// From the losses to what the parameters' gradients are summed of: `dlogits`, `dembedded` and the plan's partial sums; with
-    /// `scaling` those of the scaled loss.
-    fn backward(
-        &mut self,
-        ctx: &Context,
-        d: &Dims,
-        plan: &Plan,
-        a: &fused::Weights<'_, S>,
-        class_weights: Option<View<'_, f32>>,
-        scaling: Option<View<'_, Scaling>>,
-    ) -> Result<()> {
-        let ModelConfig { embed: e, hidden: h, classes: c, .. } = d.config;
-        let (n, state) = (d.tokens(), d.rows * h);
-        let labels = Ids { view: self.labels.front(d.rows)?, below: c };
-        let probs = self.probs.front(d.rows * c)?;
-        let dlogits = self.dlogits.front_mut(d.rows * c)?;
-        cross_entropy::backward(ctx, d.cross_entropy(), probs, labels, class_weights, scaling, dlogits)?;
-
-        let dy = self.dlogits.front(d.rows * c)?;
-        let dh_last = self.dh_last.front_mut(state)?;
-        dense::backward_input(ctx, d.dense(), dy, a.dense_w, dh_last)?;
-
-        match d.config.cell {
-            Cell::Lstm => lstm_sequence::backward(
-                ctx,
-                d.sequence(),
-                plan,
-                lstm_sequence::Backward {
-                    x: self.embedded.front(n * e)?,
-                    w: a.w,
-                    u: a.u,
-                    gates: self.gates.front(n * 4 * h)?,
-                    h: self.h.front(d.states())?,
-                    c: self.c.front(d.states())?,
-                    dh: None,
-                    dh_last: Some(self.dh_last.front(state)?),
-                    dc_last: None,
-                },
-                lstm_sequence::Gradients {
-                    dpre: self.dpre.front_mut(n * 4 * h)?,
-                    dx: self.dembedded.front_mut(n * e)?,
-                    dh0: None,
-                    dc0: self.dc0.front_mut(state)?,
-                    partials: self.partials.front_mut(plan.extent())?,
-                },
-            ),
-        }
-    }
-
-    /// The gradients in an arena, all of it assigned.
-    fn gradients(
-        &mut self,
-        ctx: &Context,
-        d: &Dims,
-        plan: &Plan,
-        mut grads: ViewMut<'_, f32>,
-        places: &Places,
-    ) -> Result<()> {
-        let ModelConfig { embed: e, hidden: h, classes: c, .. } = d.config;
-        let (n, state) = (d.tokens(), d.rows * h);
-        let dy = self.dlogits.front(d.rows * c)?;
-        let last = self.h.front(d.states())?.part(d.t * state..d.states())?;
-        let head = places.dense_w.start..places.dense_b.end;
-        let (dw, db) = grads.again().part(head)?.split(places.dense_w.len())?;
-        dense::backward_weights(ctx, d.dense(), last, dy, dw, db, false)?;
-        let layer = grads.again().part(places.layer.clone())?;
-        adam::reduce_partials(ctx, plan.partials(self.partials.front(plan.extent())?, 0)?, layer, false)?;
-        let gap = grads.again().part(places.embeddings.end..places.layer.start)?;
-        fill::fill(ctx, gap, 0.0)?;
-        let dtable = grads.part(places.embeddings.clone())?;
-        let dout = self.dembedded.front(n * e)?;
-        let ids = Ids { view: self.ids.front(n)?, below: d.config.vocab };
-        embedding::backward(ctx, d.embedding(), ids, dout, dtable, false)
-    }
-}
-
-/// Metrics on their way to the host.
-#[derive(Debug)]
-struct Reports {
-    /// Room for [`REPORTS`] of them.
-    memory: PinnedHostSlice<u8>,
-    /// One for each place: after it, the report has arrived.
-    arrived: Vec<CudaEvent>,
-    /// Places whose reports have been asked for and not been read, oldest first.
-    pending: VecDeque<usize>,
-    next: usize,
-    /// The newest report read.
-    latest: Metrics,
-}
-
-impl Reports {
-    fn new(ctx: &Context) -> Result<Self> {
-        let memory = pinned_to_read(ctx, REPORTS * size_of::<MetricSums>())?;
-        let event = |_| ctx.cuda.new_event(None).map_err(|e| ctx.error("making an event", e));
-        let arrived = (0..REPORTS).map(event).collect::<Result<_>>()?;
-        Ok(Self { memory, arrived, pending: VecDeque::new(), next: 0, latest: Metrics::default() })
-    }
-
-    /// Forgets what is on its way and starts from `metrics`.
-    fn restart(&mut self, metrics: Metrics) {
-        self.pending.clear();
-        self.latest = metrics;
-    }
-
-    /// Asks for a report of `sums` as they will be once everything asked for so far is done.
-    fn ask(&mut self, ctx: &Context, sums: View<'_, MetricSums>) -> Result<()> {
-        let fail = |error| ctx.error("asking for metrics", error);
-        let place = self.next;
-        self.next = (place + 1) % REPORTS;
-        // A report that is overwritten before it was read is an older one than this.
-        self.pending.retain(|&p| p != place);
-        let size = size_of::<MetricSums>();
-        let to = &mut self.memory.as_mut_slice().map_err(fail)?[place * size..(place + 1) * size];
-        let Some(from) = sums.address(ctx, 1) else {
-            return Err(Error::Failed("metrics on another device; please report this".into()));
-        };
-        ctx.cuda.bind_to_thread().map_err(fail)?;
-        // SAFETY: `from` holds one `MetricSums`; the place it goes to is not read before its event has come, and
-        // lives as long as the event.
-        unsafe { result::memcpy_dtoh_async(to, from, ctx.stream.cu_stream()) }.map_err(fail)?;
-        self.arrived[place].record(&ctx.stream).map_err(fail)?;
-        self.pending.push_back(place);
-        Ok(())
-    }
-
-    /// The newest report that has arrived; with `wait`, the newest that was asked for.
-    fn read(&mut self, ctx: &Context, doing: &str, wait: bool) -> Result<Metrics> {
-        let fail = |error| ctx.error(doing, error);
-        while let Some(&place) = self.pending.front() {
-            if wait {
-                self.arrived[place].synchronize().map_err(fail)?;
-            } else if !self.arrived[place].try_is_complete().map_err(fail)? {
-                break;
-            }
-            self.pending.pop_front();
-            let size = size_of::<MetricSums>();
-            let bytes = &self.memory.as_slice().map_err(fail)?[place * size..(place + 1) * size];
-            self.latest = bytemuck::pod_read_unaligned::<MetricSums>(bytes).into();
-        }
-        Ok(self.latest)
     }
 }
 

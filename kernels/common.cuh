@@ -192,6 +192,13 @@ __device__ __forceinline__ float4 shared4(const void* at) {
     return x;
 }
 
+// Two, at a multiple of 8 bytes.
+__device__ __forceinline__ float2 shared2(const void* at) {
+    float2 x;
+    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "r"((u32)__cvta_generic_to_shared(at)));
+    return x;
+}
+
 // One number of shared memory, asked for where this stands.
 __device__ __forceinline__ float shared1(const void* at) {
     float x;

@@ -9,8 +9,8 @@
 //   forward    warp w holds the rows k in [32w, 32w + 32) of U's columns of the block's units, two columns a lane: a piece of each sum.
 //   backward   warp w holds the columns [128w, 128w + 128) of U's rows of the block's units: two rows a lane, and 32 columns, a piece.
 //   Pieces pass through shared memory (backward: four of them by shuffles first) to the threads that add them up: thread tid has the
-//   row tid / (4·UNITS) of the tile, the unit tid / 4 % UNITS, the gate tid % 4. A tile is as many rows as that makes: 4 or 8.
-//   _h256 _h512   for H up to that, with 8 or 16 warps
+//   row tid / (4·UNITS) of the tile, the unit tid / 4 % UNITS, the gate tid % 4. A tile is as many rows as that makes: 2, 4 or 8.
+//   _h128 _h256 _h512   for H up to that, with 4, 8 or 16 warps
 //   _bf16 _f16    U, gates, h and dpre are stored in 16 bits (src/backend/precision.rs)
 // Shapes: pre gates dpre [T,B,4H], h c [T+1,B,H] (row 0 the initial state), dh [T,B,H], dh_last dc_last dc0 [B,H].
 // Launch: cooperative, grid (⌈H/UNITS⌉, groups of `rows` rows), block 32·warps.
@@ -78,9 +78,25 @@ __device__ __forceinline__ void publish(T* at, float x) {
 template <u32 WARPS>
 struct Mapping {
     static constexpr u32 THREADS = WARPS * WARP;
-    static constexpr u32 TILE = THREADS / COLUMNS;  // rows
-    static_assert(TILE % 4 == 0, "rows of a tile are multiplied four at a time");
+    static constexpr u32 TILE = THREADS / COLUMNS;     // rows
+    static constexpr u32 R = TILE < 4 ? TILE : 4;      // rows that are multiplied at a time
+    static_assert(TILE % R == 0 && R % 2 == 0, "rows of a tile are multiplied R at a time");
 };
+
+// A number of R rows in shared memory.
+template <u32 R>
+struct __align__(4 * R) Rows {
+    float of[R];
+};
+
+__device__ __forceinline__ void read_rows(const Rows<4>* at, float (&x)[4]) {
+    const float4 four = shared4(at);
+    x[0] = four.x, x[1] = four.y, x[2] = four.z, x[3] = four.w;
+}
+__device__ __forceinline__ void read_rows(const Rows<2>* at, float (&x)[2]) {
+    const float2 two = shared2(at);
+    x[0] = two.x, x[1] = two.y;
+}
 
 // The batch rows of this block: [first, end).
 __device__ __forceinline__ void group_rows(u32 rows, u32 batch, u32& first, u32& end) {
@@ -88,8 +104,8 @@ __device__ __forceinline__ void group_rows(u32 rows, u32 batch, u32& first, u32&
     end = min(batch, first + rows);
 }
 
-// Where number i of a piece lies in shared memory, in float4 (one number of four rows): side by side (forward), or as lanes get them
-// that read four numbers each (backward; of 32 lanes four pieces, each beginning at other banks).
+// Where number i of a piece lies in shared memory, in Rows: side by side (forward), or as lanes get them that read four numbers each
+// (backward; of 32 lanes four pieces, each beginning at other banks).
 constexpr u32 FOURS_PITCH = WARP + 4;
 template <bool BY_FOURS>
 __device__ __forceinline__ constexpr u32 place(u32 i) {
@@ -97,23 +113,22 @@ __device__ __forceinline__ constexpr u32 place(u32 i) {
 }
 constexpr u32 PIECE_PITCH = WARP / 4 + 1;
 
-// sum[a][r] = the piece's chain for weight a and row r of four.
-template <bool BY_FOURS>
-__device__ __forceinline__ void multiply(const float4* piece, const float (&weights)[WARP][2], float (&sum)[2][4]) {
+// sum[a][r] = the piece's chain for weight a and row r.
+template <bool BY_FOURS, u32 R>
+__device__ __forceinline__ void multiply(const Rows<R>* piece, const float (&weights)[WARP][2], float (&sum)[2][R]) {
 #pragma unroll
     for (u32 a = 0; a < 2; ++a) {
 #pragma unroll
-        for (u32 r = 0; r < 4; ++r) sum[a][r] = 0.0f;
+        for (u32 r = 0; r < R; ++r) sum[a][r] = 0.0f;
     }
 #pragma unroll
     for (u32 i = 0; i < WARP; ++i) {
-        const float4 x = shared4(piece + place<BY_FOURS>(i));
+        float x[R];
+        read_rows(piece + place<BY_FOURS>(i), x);
 #pragma unroll
         for (u32 a = 0; a < 2; ++a) {
-            sum[a][0] = fmaf(x.x, weights[i][a], sum[a][0]);
-            sum[a][1] = fmaf(x.y, weights[i][a], sum[a][1]);
-            sum[a][2] = fmaf(x.z, weights[i][a], sum[a][2]);
-            sum[a][3] = fmaf(x.w, weights[i][a], sum[a][3]);
+#pragma unroll
+            for (u32 r = 0; r < R; ++r) sum[a][r] = fmaf(x[r], weights[i][a], sum[a][r]);
         }
     }
 }
@@ -125,7 +140,8 @@ template <u32 WARPS, typename T>
 __device__ __forceinline__ void persistent_forward(const T* u, const float* pre, T* gates, T* h, float* c, u32 t, u32 batch, u32 hidden,
                                                    u32 rows) {
     constexpr u32 TILE = Mapping<WARPS>::TILE;
-    __shared__ __align__(16) float4 left[WARPS][WARP];
+    constexpr u32 R = Mapping<WARPS>::R;
+    __shared__ Rows<R> left[WARPS][WARP];
     __shared__ __align__(8) float pieces[WARPS][TILE][COLUMNS];
     const u32 lane = threadIdx.x % WARP;
     const u32 warp = threadIdx.x / WARP;
@@ -165,28 +181,30 @@ __device__ __forceinline__ void persistent_forward(const T* u, const float* pre,
 
             const T* from = h + ((u64)s * batch + tile) * hidden + k;
 #pragma unroll
-            for (u32 four = 0; four < TILE; four += 4) {
-                u32 bits[4];
+            for (u32 at = 0; at < TILE; at += R) {
+                u32 bits[R];
                 bool waits;
                 u32 reads = 0;
                 do {
                     waits = false;
 #pragma unroll
-                    for (u32 r = 0; r < 4; ++r) {
-                        const bool there = k < hidden && tile + four + r < end_row;
-                        bits[r] = there ? bits_at(from + (four + r) * hidden) : 0;
+                    for (u32 r = 0; r < R; ++r) {
+                        const bool there = k < hidden && tile + at + r < end_row;
+                        bits[r] = there ? bits_at(from + (at + r) * hidden) : 0;
                         // The initial state is the caller's, whatever its bits.
                         waits |= bits[r] == UNWRITTEN<T> && s > 0;
                     }
                     if (++reads == MOST_READS) __trap();
                 } while (waits);
-                left[warp][lane] = make_float4(from_bits(from, bits[0]), from_bits(from, bits[1]), from_bits(from, bits[2]),
-                                               from_bits(from, bits[3]));
+                Rows<R> mine;
+#pragma unroll
+                for (u32 r = 0; r < R; ++r) mine.of[r] = from_bits(from, bits[r]);
+                left[warp][lane] = mine;
                 __syncwarp();
-                float sum[2][4];
+                float sum[2][R];
                 multiply<false>(left[warp], weights, sum);
 #pragma unroll
-                for (u32 r = 0; r < 4; ++r) *(float2*)&pieces[warp][four + r][2 * lane] = make_float2(sum[0][r], sum[1][r]);
+                for (u32 r = 0; r < R; ++r) *(float2*)&pieces[warp][at + r][2 * lane] = make_float2(sum[0][r], sum[1][r]);
                 // The warp's numbers are written anew.
                 __syncwarp();
             }
@@ -225,8 +243,9 @@ template <u32 WARPS, typename T>
 __device__ __forceinline__ void persistent_backward(const T* u, const T* gates, const float* c, const float* dh, const float* dh_last,
                                                     const float* dc_last, T* dpre, float* dc0, u32 t, u32 batch, u32 hidden, u32 rows) {
     constexpr u32 TILE = Mapping<WARPS>::TILE;
+    constexpr u32 R = Mapping<WARPS>::R;
     constexpr u32 PIECES = 4;  // of a warp
-    __shared__ __align__(16) float4 left[WARPS][4 * FOURS_PITCH];
+    __shared__ Rows<R> left[WARPS][4 * FOURS_PITCH];
     __shared__ float quads[WARPS][TILE][UNITS];
     const u32 lane = threadIdx.x % WARP;
     const u32 warp = threadIdx.x / WARP;
@@ -281,17 +300,17 @@ __device__ __forceinline__ void persistent_backward(const T* u, const T* gates, 
             if (!last) {
                 const T* from = dpre + ((u64)(s + 1) * batch + tile) * columns + k;
 #pragma unroll
-                for (u32 four = 0; four < TILE; four += 4) {
-                    u32 bits[4][4];
+                for (u32 at = 0; at < TILE; at += R) {
+                    u32 bits[R][4];
                     bool waits;
                     u32 reads = 0;
                     do {
                         waits = false;
 #pragma unroll
-                        for (u32 r = 0; r < 4; ++r) {
-                            const bool there = k < columns && tile + four + r < end_row;
+                        for (u32 r = 0; r < R; ++r) {
+                            const bool there = k < columns && tile + at + r < end_row;
                             bits[r][0] = bits[r][1] = bits[r][2] = bits[r][3] = 0;
-                            if (there) four_bits_at(from + (four + r) * columns, bits[r]);
+                            if (there) four_bits_at(from + (at + r) * columns, bits[r]);
 #pragma unroll
                             for (u32 i = 0; i < 4; ++i) waits |= bits[r][i] == UNWRITTEN<T>;
                         }
@@ -299,27 +318,28 @@ __device__ __forceinline__ void persistent_backward(const T* u, const T* gates, 
                     } while (waits);
 #pragma unroll
                     for (u32 i = 0; i < 4; ++i) {
-                        left[warp][i * FOURS_PITCH + piece * PIECE_PITCH + pair] =
-                            make_float4(from_bits(from, bits[0][i]), from_bits(from, bits[1][i]), from_bits(from, bits[2][i]),
-                                        from_bits(from, bits[3][i]));
+                        Rows<R> mine;
+#pragma unroll
+                        for (u32 r = 0; r < R; ++r) mine.of[r] = from_bits(from, bits[r][i]);
+                        left[warp][i * FOURS_PITCH + piece * PIECE_PITCH + pair] = mine;
                     }
                     __syncwarp();
-                    float sum[2][4];
+                    float sum[2][R];
                     multiply<true>(left[warp] + piece * PIECE_PITCH, weights, sum);
                     // (0+1)+(2+3): of each pair of lanes one keeps the one half of their sums, the other the other.
                     const bool odd = piece % 2 != 0;
                     const bool high = piece / 2 != 0;
-                    float half[4], quarter[2];
+                    float half[R];
 #pragma unroll
-                    for (u32 r = 0; r < 4; ++r) {
+                    for (u32 r = 0; r < R; ++r) {
                         const float sent = __shfl_xor_sync(ALL_LANES, odd ? sum[0][r] : sum[1][r], WARP / PIECES);
                         half[r] = (odd ? sum[1][r] : sum[0][r]) + sent;
                     }
 #pragma unroll
-                    for (u32 r = 0; r < 2; ++r) {
-                        const float sent = __shfl_xor_sync(ALL_LANES, high ? half[r] : half[r + 2], 2 * WARP / PIECES);
-                        quarter[r] = (high ? half[r + 2] : half[r]) + sent;
-                        quads[warp][four + (high ? 2 : 0) + r][2 * pair + (odd ? 1 : 0)] = quarter[r];
+                    for (u32 r = 0; r < R / 2; ++r) {
+                        const float sent = __shfl_xor_sync(ALL_LANES, high ? half[r] : half[r + R / 2], 2 * WARP / PIECES);
+                        const float quad = (high ? half[r + R / 2] : half[r]) + sent;
+                        quads[warp][at + (high ? R / 2 : 0) + r][2 * pair + (odd ? 1 : 0)] = quad;
                     }
                     // The warp's numbers are written anew.
                     __syncwarp();
@@ -357,6 +377,9 @@ __device__ __forceinline__ void persistent_backward(const T* u, const T* gates, 
                                             u32 rows) {                                                                         \
         persistent_backward<warps>(u, gates, c, dh, dh_last, dc_last, dpre, dc0, t, batch, hidden, rows);                       \
     }
+PERSISTENT(h128, 4, , float)
+PERSISTENT(h128, 4, _bf16, bf16)
+PERSISTENT(h128, 4, _f16, f16)
 PERSISTENT(h256, 8, , float)
 PERSISTENT(h256, 8, _bf16, bf16)
 PERSISTENT(h256, 8, _f16, f16)

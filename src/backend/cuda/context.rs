@@ -288,8 +288,8 @@ kernels! {
             lstm_sequence_backward_h32 lstm_sequence_backward_h64 lstm_sequence_backward_h96
             lstm_sequence_backward_h128;
         "lstm_persistent" "lstm_persistent":
-            lstm_persistent_forward_h256 lstm_persistent_forward_h512 lstm_persistent_backward_h256
-            lstm_persistent_backward_h512;
+            lstm_persistent_forward_h128 lstm_persistent_forward_h256 lstm_persistent_forward_h512
+            lstm_persistent_backward_h128 lstm_persistent_backward_h256 lstm_persistent_backward_h512;
         "dense" "dense": dense_forward dense_backward_input dense_backward_weights;
         "fused" "fused_half":
             fused_step_h32_e16 fused_step_h32_e32 fused_step_h32_e64 fused_step_h64_e16 fused_step_h64_e32

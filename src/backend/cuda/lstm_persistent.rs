@@ -38,16 +38,19 @@ impl Groups {
         let blocks = u32::try_from(d.h.div_ceil(PERSISTENT_UNITS as usize)).ok()?;
         let batch = u32::try_from(d.b).ok()?;
         let most = multiprocessors.checked_div(blocks)?;
-        // Groups of less than a tile would leave threads idle.
-        let wanted = batch.div_ceil(warps(padded) * 32 / (4 * PERSISTENT_UNITS));
+        // A tile has a row for every four threads a unit; groups of less than a tile would leave threads idle.
+        let tile = warps(padded) * 32 / (4 * PERSISTENT_UNITS);
+        let wanted = batch.div_ceil(tile);
         let rows = batch.checked_div(most.min(wanted)).map(|_| batch.div_ceil(most.min(wanted)))?;
         Some(Self { padded, blocks, rows, groups: batch.div_ceil(rows) })
     }
 
     fn kernel<'k>(&self, k: &'k Typed, forward: bool) -> &'k Kernel {
         match (self.padded, forward) {
+            (128, true) => &k.lstm_persistent_forward_h128,
             (256, true) => &k.lstm_persistent_forward_h256,
             (_, true) => &k.lstm_persistent_forward_h512,
+            (128, false) => &k.lstm_persistent_backward_h128,
             (256, false) => &k.lstm_persistent_backward_h256,
             (_, false) => &k.lstm_persistent_backward_h512,
         }
@@ -156,13 +159,14 @@ mod tests {
     #[test]
     fn every_row_has_a_group_and_every_block_a_multiprocessor() {
         assert_eq!(groups(132, 256, 32, 256), Some((16, 8, 4)));
+        assert_eq!(groups(132, 128, 32, 128), Some((8, 16, 2)));
         assert_eq!(groups(132, 512, 32, 512), Some((32, 4, 8)));
         assert_eq!(groups(132, 256, 1024, 256), Some((16, 8, 128)));
         assert_eq!(groups(132, 256, 1, 129), Some((9, 1, 1)));
         assert_eq!(groups(15, 256, 32, 256), None);
         for multiprocessors in 1..150 {
             for b in 1..70 {
-                for (padded, h) in [(256, 1), (256, 129), (256, 256), (512, 257), (512, 512)] {
+                for (padded, h) in [(128, 1), (128, 128), (256, 129), (256, 256), (512, 257), (512, 512)] {
                     let Some((blocks, groups, rows)) = groups(multiprocessors, padded, b, h) else {
                         assert!(multiprocessors < (h as u32).div_ceil(PERSISTENT_UNITS));
                         continue;

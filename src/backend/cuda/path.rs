@@ -82,26 +82,23 @@ pub enum Path {
 
 /// The path of a layer with `hidden` units and `embed` inputs, under this choice.
 pub fn path(hidden: usize, embed: usize, choice: PathChoice) -> Path {
-    let persistent = |from| match hidden {
-        0..=256 if hidden >= from => Some(Path::Persistent { padded: 256 }),
-        257..=512 => Some(Path::Persistent { padded: 512 }),
-        _ => None,
+    let persistent = match hidden {
+        0..=128 => Path::Persistent { padded: 128 },
+        129..=256 => Path::Persistent { padded: 256 },
+        257..=512 => Path::Persistent { padded: 512 },
+        _ => Path::Cell,
     };
-    let (best, chosen) = match choice {
-        PathChoice::Best | PathChoice::Unfused => (true, persistent(129)),
-        PathChoice::Persistent => (false, persistent(1)),
-        PathChoice::Cells => (false, None),
-    };
-    if let Some(path) = chosen {
-        return path;
+    match choice {
+        PathChoice::Best | PathChoice::Unfused => {}
+        PathChoice::Persistent => return persistent,
+        PathChoice::Cells => return Path::Cell,
     }
     let padded = match hidden {
-        _ if !best => return Path::Cell,
         0..=32 => 32,
         33..=64 => 64,
         65..=96 => 96,
         97..=128 => 128,
-        _ => return Path::Cell,
+        _ => return persistent,
     };
     let accumulates = match (padded, embed) {
         (96 | 128, _) => Accumulates::Nothing,

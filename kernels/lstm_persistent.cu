@@ -55,9 +55,12 @@ __device__ __forceinline__ void four_bits_at(const float* at, u32 (&bits)[4]) {
 }
 template <typename T>
 __device__ __forceinline__ void four_bits_at(const T* at, u32 (&bits)[4]) {
-    u32 low, high;
-    asm volatile("ld.relaxed.gpu.global.v2.u32 {%0, %1}, [%2];" : "=r"(low), "=r"(high) : "l"(__cvta_generic_to_global(at)));
-    bits[0] = low & 0xffffu, bits[1] = low >> 16, bits[2] = high & 0xffffu, bits[3] = high >> 16;
+    // Four accesses of the size that numbers are stored in (PTX ISA, memory consistency model: others would be no flags).
+    unsigned short x, y, z, w;
+    asm volatile("ld.relaxed.gpu.global.v4.u16 {%0, %1, %2, %3}, [%4];"
+                 : "=h"(x), "=h"(y), "=h"(z), "=h"(w)
+                 : "l"(__cvta_generic_to_global(at)));
+    bits[0] = x, bits[1] = y, bits[2] = z, bits[3] = w;
 }
 
 // Stores a number for other blocks. A NaN of whatever bits becomes NVIDIA's own.
@@ -78,8 +81,8 @@ __device__ __forceinline__ void publish(T* at, float x) {
 template <u32 WARPS>
 struct Mapping {
     static constexpr u32 THREADS = WARPS * WARP;
-    static constexpr u32 TILE = THREADS / COLUMNS;     // rows
-    static constexpr u32 R = TILE < 4 ? TILE : 4;      // rows that are multiplied at a time
+    static constexpr u32 TILE = THREADS / COLUMNS;  // rows
+    static constexpr u32 R = TILE < 4 ? TILE : 4;   // rows that are multiplied at a time
     static_assert(TILE % R == 0 && R % 2 == 0, "rows of a tile are multiplied R at a time");
 };
 

@@ -1,5 +1,5 @@
-// What becomes of a step in f16, between its gradients and Adam: torch.amp.GradScaler's rule (src/backend/precision.rs).
-//   all flags set:  done, alpha for the updates done so far and this one; GROWTH_STEPS in a row double the scale
+// What becomes of a step in f16, between its gradients and Adam: torch.amp.GradScaler's rule with a limit (src/backend/precision.rs).
+//   all flags set:  done, alpha for the updates done so far and this one; GROWTH_STEPS in a row double the scale, up to MOST
 //   else:           skipped; the scale is halved
 // finite: `flags` of them, or with by_rows so many for each row of the step (fused_step's, one a warp). alpha as AdamConfig::alpha
 // computes it on the host, by the same operations in f64. One warp.
@@ -35,7 +35,7 @@ loss_scale(const Step* steps, const u32* cursor, const u32* finite, Scaling* sca
         now.good_steps += 1;
         if (now.good_steps == LOSS_SCALE_GROWTH_STEPS) {
             const float larger = now.scale * 2.0f;
-            if (is_finite(larger)) now.scale = larger;
+            if (larger <= (float)LOSS_SCALE_MOST) now.scale = larger;
             now.good_steps = 0;
         }
     } else {

@@ -72,6 +72,8 @@ launch_constants! {
     /// Blocks of the norm of the gradient, and so its partial sums.
     NORM_BLOCKS = 128;
 
-    /// Steps in a row without a skipped one that double the scale of f16's loss.
+    /// The scale of f16's loss, before a step has been skipped: the most that it ever grows to.
+    LOSS_SCALE_MOST = 65536;
+    /// Steps in a row without a skipped one that double a smaller scale.
     LOSS_SCALE_GROWTH_STEPS = 2000;
 }

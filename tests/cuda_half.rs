@@ -337,7 +337,7 @@ fn steps_that_overflow_are_skipped(path: PathChoice, hidden: usize, clip_norm: f
     let (model, examples) = (model(40, 6, hidden, 2), examples(16, 5, 40, 2));
     let steps: Vec<_> =
         (0..20).map(|s| StepState { clip_norm, ..StepState::new(s + 1, 0.01, 0, 16) }).collect();
-    // The scale grows within these steps, and is halved again at once.
+    // So large that the first steps overflow.
     let first = LossScale { scale: 2f32.powi(24), good_steps: LossScale::GROWTH_STEPS - 3, skipped: 0 };
     let mut oracle = Device::Reference.engine_in(Precision::F16, 1).unwrap();
     for mut engine in engines(Precision::F16, path) {
@@ -346,9 +346,13 @@ fn steps_that_overflow_are_skipped(path: PathChoice, hidden: usize, clip_norm: f
         for (done, step) in steps.iter().enumerate() {
             let before = engine.read_state().unwrap();
             if done == 12 {
-                // Near its next growth.
+                // Near its next growth, the last that there is.
                 let near = |state: TrainState| TrainState {
-                    loss_scale: LossScale { good_steps: LossScale::GROWTH_STEPS - 2, ..state.loss_scale },
+                    loss_scale: LossScale {
+                        scale: LossScale::FIRST / 2.0,
+                        good_steps: LossScale::GROWTH_STEPS - 2,
+                        ..state.loss_scale
+                    },
                     ..state
                 };
                 engine.write_state(&near(before.clone())).unwrap();
@@ -370,8 +374,15 @@ fn steps_that_overflow_are_skipped(path: PathChoice, hidden: usize, clip_norm: f
         let state = engine.read_state().unwrap();
         println!("{path:?}, H {hidden}: {:?} after 20 steps on {}", state.loss_scale, engine.cuda().name());
         assert!(state.loss_scale.skipped > 0 && state.loss_scale.skipped < 12, "{:?}", state.loss_scale);
+        assert_eq!(state.loss_scale.scale, LossScale::FIRST, "it did not grow, or beyond its limit");
         let metrics = engine.poll(true).unwrap();
         assert_eq!(metrics.batches, 20);
+        let mut at_most = state;
+        at_most.loss_scale.good_steps = LossScale::GROWTH_STEPS - 1;
+        engine.write_state(&at_most).unwrap();
+        engine.train(&[StepState::new(21, 0.001, 0, 16)]).unwrap();
+        let after = engine.read_state().unwrap().loss_scale;
+        assert_eq!((after.scale, after.good_steps), (LossScale::FIRST, 0), "it grew beyond its limit");
     }
 }
 

@@ -35,8 +35,11 @@
 //! # Loss scale
 //! The smallest positive number of bf16 is that of f32. That of f16 is 2⁻²⁴, and gradients by pre-activations are often
 //! smaller. So with f16 the loss, that is `dlogits`, is multiplied by a scale, and the gradients of the parameters by its inverse
-//! before they are clipped and used. [`LossScale`] is PyTorch's `torch.amp.GradScaler` with its defaults: a step with a
-//! gradient that is not finite is skipped and halves the scale, 2000 others in a row double it.
+//! before they are clipped and used. [`LossScale`] is PyTorch's `torch.amp.GradScaler` with its defaults and one limit: a step
+//! with a gradient that is not finite is skipped and halves the scale, 2000 others in a row double it, but never beyond where it
+//! began. PyTorch's grows on until a step overflows, and so skips one in some 2000 for nothing: nothing that matters underflows at
+//! 2¹⁶ already. (On the reference workload that was one to three steps of ten epochs, and the only visible difference from f32;
+//! `benches/record/2026-11-28-half.md`.)
 //!
 //! A skipped step leaves parameters and moments as they are, and Adam's exponent too: it corrects its bias for the updates
 //! done, `t − skipped`. `t` itself counts batches, skipped ones too, and so does the schedule of the learning rate. The step's
@@ -155,8 +158,8 @@ impl Default for LossScale {
 }
 
 impl LossScale {
-    /// `init_scale`
-    pub const FIRST: f32 = 65536.0;
+    /// `init_scale`, and the most that the scale grows to.
+    pub const FIRST: f32 = crate::tuning::LOSS_SCALE_MOST as f32;
     /// `growth_factor`
     pub const GROWTH: f32 = 2.0;
     /// `backoff_factor`
@@ -180,7 +183,7 @@ impl LossScale {
         self.good_steps += 1;
         if self.good_steps == Self::GROWTH_STEPS {
             let larger = self.scale * Self::GROWTH;
-            if larger.is_finite() {
+            if larger <= Self::FIRST {
                 self.scale = larger;
             }
             self.good_steps = 0;
@@ -221,9 +224,12 @@ mod tests {
             scale.update(true);
         }
         assert_eq!(scale, LossScale { scale: 65536.0, good_steps: 0, skipped: 1 });
-        let mut largest = LossScale { scale: 2f32.powi(127), good_steps: 1999, skipped: 0 };
-        largest.update(true);
-        assert_eq!(largest, LossScale { scale: 2f32.powi(127), good_steps: 0, skipped: 0 });
+        // No further, wherever it is.
+        for most in [LossScale::FIRST, 1.5 * LossScale::FIRST, 2f32.powi(127)] {
+            let mut largest = LossScale { scale: most, good_steps: 1999, skipped: 0 };
+            largest.update(true);
+            assert_eq!(largest, LossScale { scale: most, good_steps: 0, skipped: 0 });
+        }
     }
 
     #[test]

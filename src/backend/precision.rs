@@ -38,7 +38,7 @@
 //! before they are clipped and used. [`LossScale`] is PyTorch's `torch.amp.GradScaler` with its defaults and one limit: a step
 //! with a gradient that is not finite is skipped and halves the scale, 2000 others in a row double it, but never beyond where it
 //! began. PyTorch's grows on until a step overflows, and so skips one in some 2000 for nothing: nothing that matters underflows at
-//! 2¹⁶ already. (On the reference workload that was one to three steps of ten epochs, and the only visible difference from f32;
+//! 2¹⁶ already. (On the reference workload that was one to three steps of ten epochs, and most of the difference from f32:
 //! `benches/record/2026-11-28-half.md`.)
 //!
 //! A skipped step leaves parameters and moments as they are, and Adam's exponent too: it corrects its bias for the updates

@@ -2,9 +2,9 @@
 
 use super::buffer::{View, ViewMut, set_bytes};
 use super::context::{Context, Kernel, Typed};
-use super::half::{Stored, in_place};
+use super::half::Stored;
 use super::launch::Call;
-use super::lstm_sequence::Backward;
+use super::lstm_sequence::{Backward, with_sums};
 use super::path::Path;
 use crate::backend::SequenceDims;
 use crate::error::Result;
@@ -41,7 +41,11 @@ impl Groups {
         // A tile has a row for every four threads a unit; groups of less than a tile would leave threads idle.
         let tile = warps(padded) * 32 / (4 * PERSISTENT_UNITS);
         let wanted = batch.div_ceil(tile);
-        let rows = batch.checked_div(most.min(wanted)).map(|_| batch.div_ceil(most.min(wanted)))?;
+        let groups = most.min(wanted);
+        if groups == 0 {
+            return None;
+        }
+        let rows = batch.div_ceil(groups);
         Some(Self { padded, blocks, rows, groups: batch.div_ceil(rows) })
     }
 
@@ -92,17 +96,9 @@ pub(super) fn forward<S: Stored>(
     let (columns, rows, states) = (hidden.saturating_mul(4), t.saturating_mul(batch), t.saturating_add(1));
     let state = batch.saturating_mul(hidden);
     set_bytes(ctx, "h", h.again().part(state..state.saturating_mul(states))?, UNWRITTEN)?;
-    let own;
-    let pre = match &pre {
-        Some(pre) => pre.view(),
-        None => {
-            own = in_place(gates.again())?;
-            own.view()
-        }
-    };
-    let call = Call::new(ctx, groups.kernel(S::of(&ctx.kernels), true))
-        .input("u [H,4H]", u, &[hidden, columns])?
-        .input("pre [T,B,4H]", pre, &[rows, columns])?
+    let call =
+        Call::new(ctx, groups.kernel(S::of(&ctx.kernels), true)).input("u [H,4H]", u, &[hidden, columns])?;
+    let call = with_sums(call, pre.as_ref(), &mut gates, &[rows, columns])?
         .output("gates [T,B,4H]", &mut gates, &[rows, columns])?
         .output("h [T+1,B,H]", &mut h, &[states, batch, hidden])?
         .output("c [T+1,B,H]", &mut c, &[states, batch, hidden])?

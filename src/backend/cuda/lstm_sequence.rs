@@ -95,6 +95,20 @@ fn copy_or_zero<T: bytemuck::Pod>(
     }
 }
 
+/// Pushes `x·W + b` `[T,B,4H]`: `pre`, or in f32 the array of the gates.
+pub(super) fn with_sums<'c, S: Stored>(
+    call: Call<'c>,
+    pre: Option<&ViewMut<'_, f32>>,
+    gates: &mut ViewMut<'_, S>,
+    dims: &[usize],
+) -> Result<Call<'c>> {
+    const WHAT: &str = "pre [T,B,4H]";
+    match pre {
+        Some(pre) => call.input(WHAT, pre.view(), dims),
+        None => call.input(WHAT, in_place(gates.again())?.view(), dims),
+    }
+}
+
 /// The kernels that keep a part of U in dynamic shared memory.
 pub(super) fn staging(k: &Typed) -> [&Kernel; 2] {
     [&k.lstm_sequence_forward_h128, &k.lstm_sequence_backward_h128]
@@ -178,20 +192,12 @@ pub(super) fn forward<S: Stored>(
     };
     let (staged, bytes) = staged(ctx, padded);
     let kernel = kernel(S::of(&ctx.kernels), padded, true);
-    let own;
-    let sums = match &pre {
-        Some(pre) => pre.view(),
-        None => {
-            own = in_place(gates.again())?;
-            own.view()
-        }
-    };
     let states = t.saturating_add(1);
     let call = Call::new(ctx, kernel)
         .input_or_null("h0 [B,H]", h0, &[batch, hidden])?
         .input_or_null("c0 [B,H]", c0, &[batch, hidden])?
-        .input("u [H,4H]", weights.u, &[hidden, columns])?
-        .input("pre [T,B,4H]", sums, &[rows, columns])?
+        .input("u [H,4H]", weights.u, &[hidden, columns])?;
+    let call = with_sums(call, pre.as_ref(), &mut gates, &[rows, columns])?
         .output("gates [T,B,4H]", &mut gates, &[rows, columns])?
         .output("h [T+1,B,H]", &mut h, &[states, batch, hidden])?
         .output("c [T+1,B,H]", &mut c, &[states, batch, hidden])?

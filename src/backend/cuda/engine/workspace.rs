@@ -28,7 +28,7 @@ impl<T: bytemuck::Pod> Growing<T> {
         self.0.as_ref().is_some_and(|array| array.len() >= n)
     }
 
-    /// Makes room for the product of `dims`. The old array goes first, so that both need not fit.
+    /// Makes room for `n` elements. The old array goes first, so that both need not fit.
     pub(super) fn fit(&mut self, ctx: &Context, what: &str, n: usize) -> Result<()> {
         if !self.fits(n) {
             self.0 = None;
@@ -37,7 +37,7 @@ impl<T: bytemuck::Pod> Growing<T> {
         Ok(())
     }
 
-    pub(super) fn missing() -> Error {
+    fn missing() -> Error {
         Error::Failed("a training step without room for its batch; please report this".into())
     }
 
@@ -53,6 +53,7 @@ impl<T: bytemuck::Pod> Growing<T> {
 /// The activations and gradients of a batch; of a smaller one, the front of each array is used.
 #[derive(Debug, Default)]
 pub(super) struct Workspace<S> {
+    /// What the layer's kernels are chosen by.
     pub(super) path: PathChoice,
     /// `[T,B]`
     pub(super) ids: Growing<u32>,

@@ -217,134 +217,33 @@ pub struct PredRef {
 }
 
 /// What an instruction does. Operands are register rows; immediates, parameters and special registers are rows as well.
+/// A load or store is `strong` if it is relaxed or volatile.
 #[derive(Debug, Clone)]
 #[allow(missing_docs)]
 pub enum Op {
     Nop,
-    Mov {
-        d: Slot,
-        a: Slot,
-    },
-    Un {
-        f: F1,
-        d: Slot,
-        a: Slot,
-    },
-    Bin {
-        f: F2,
-        d: Slot,
-        a: Slot,
-        b: Slot,
-    },
-    Tri {
-        f: F3,
-        d: Slot,
-        a: Slot,
-        b: Slot,
-        c: Slot,
-    },
-    Cvt {
-        c: Cvt,
-        d: Slot,
-        a: Slot,
-    },
-    Setp {
-        f: P2,
-        d: Slot,
-        q: Option<Slot>,
-        a: Slot,
-        b: Slot,
-        comb: Comb,
-        c: PredRef,
-    },
-    Selp {
-        d: Slot,
-        a: Slot,
-        b: Slot,
-        p: PredRef,
-    },
-    PMov {
-        d: Slot,
-        a: PredRef,
-    },
-    PBin {
-        f: Comb,
-        d: Slot,
-        a: PredRef,
-        b: PredRef,
-    },
-    PConst {
-        d: Slot,
-        value: bool,
-    },
-    Pack {
-        d: Slot,
-        parts: Box<[Slot]>,
-        bits: u32,
-    },
-    Unpack {
-        parts: Box<[Option<Slot>]>,
-        a: Slot,
-        bits: u32,
-    },
-    /// `strong`: relaxed or volatile.
-    Ld {
-        space: Space,
-        ty: Ty,
-        width: u32,
-        d: Box<[Option<Slot>]>,
-        a: Slot,
-        off: i64,
-        strong: bool,
-    },
-    St {
-        space: Space,
-        ty: Ty,
-        s: Box<[Slot]>,
-        a: Slot,
-        off: i64,
-        strong: bool,
-    },
-    Atom {
-        space: Space,
-        op: AtomOp,
-        ty: Ty,
-        d: Option<Slot>,
-        a: Slot,
-        off: i64,
-        b: Slot,
-        c: Slot,
-    },
-    Bra {
-        target: u32,
-    },
+    Mov { d: Slot, a: Slot },
+    Un { f: F1, d: Slot, a: Slot },
+    Bin { f: F2, d: Slot, a: Slot, b: Slot },
+    Tri { f: F3, d: Slot, a: Slot, b: Slot, c: Slot },
+    Cvt { c: Cvt, d: Slot, a: Slot },
+    Setp { f: P2, d: Slot, q: Option<Slot>, a: Slot, b: Slot, comb: Comb, c: PredRef },
+    Selp { d: Slot, a: Slot, b: Slot, p: PredRef },
+    PMov { d: Slot, a: PredRef },
+    PBin { f: Comb, d: Slot, a: PredRef, b: PredRef },
+    PConst { d: Slot, value: bool },
+    Pack { d: Slot, parts: Box<[Slot]>, bits: u32 },
+    Unpack { parts: Box<[Option<Slot>]>, a: Slot, bits: u32 },
+    Ld { space: Space, ty: Ty, width: u32, d: Box<[Option<Slot>]>, a: Slot, off: i64, strong: bool },
+    St { space: Space, ty: Ty, s: Box<[Slot]>, a: Slot, off: i64, strong: bool },
+    Atom { space: Space, op: AtomOp, ty: Ty, d: Option<Slot>, a: Slot, off: i64, b: Slot, c: Slot },
+    Bra { target: u32 },
     Exit,
-    Bar {
-        id: Slot,
-        count: Option<Slot>,
-        aligned: bool,
-    },
-    WarpBar {
-        mask: Slot,
-    },
-    Shfl {
-        mode: ShflMode,
-        d: Slot,
-        p: Option<Slot>,
-        a: Slot,
-        b: Slot,
-        c: Slot,
-        mask: Slot,
-    },
-    Vote {
-        mode: VoteMode,
-        d: Slot,
-        a: PredRef,
-        mask: Slot,
-    },
-    ActiveMask {
-        d: Slot,
-    },
+    Bar { id: Slot, count: Option<Slot>, aligned: bool },
+    WarpBar { mask: Slot },
+    Shfl { mode: ShflMode, d: Slot, p: Option<Slot>, a: Slot, b: Slot, c: Slot, mask: Slot },
+    Vote { mode: VoteMode, d: Slot, a: PredRef, mask: Slot },
+    ActiveMask { d: Slot },
     Trap,
 }
 

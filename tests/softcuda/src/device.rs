@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use crate::counters::KernelCounters;
 use crate::exec::{Block, Launch};
 use crate::fault::{Error, Fault};
+use crate::grid::Grid;
 use crate::memory::{LAUNCH_NUMBERS, MAX_TRACKED, Memory};
 use crate::ptx::decode::decode;
 use crate::ptx::ir::{Kernel, Var};
@@ -17,6 +18,9 @@ use crate::ptx::parser::parse;
 pub const MAX_SHARED: u32 = 64 * 1024;
 /// Shared memory of a block without opting in to more.
 pub const DEFAULT_SHARED: u32 = 48 * 1024;
+
+/// Rounds that a block of an ordered grid has at once, at most, before others have their turn.
+const ROUNDS: usize = 64;
 
 /// A loaded module: kernels and variables.
 #[derive(Debug)]
@@ -105,9 +109,10 @@ pub struct Device {
     pub max_shared: u32,
     /// Whether sectors and bank conflicts are counted.
     pub detail: bool,
-    /// Whether races between blocks in global memory are looked for. Kernels with fences, acquires or releases are left out: their blocks
-    /// may order themselves. So are accesses of less than four bytes and atomic operations; relaxed and volatile accesses race with
-    /// others, not with each other.
+    /// Whether races between blocks in global memory are looked for. Relaxed and volatile accesses race with others, not with each other.
+    /// Kernels with fences, acquires or releases may order their blocks: cooperative launches of them are looked at by
+    /// [`grid`](crate::grid), with accesses of every width and atomic operations; other launches of them are left out. So are,
+    /// of other kernels, accesses of less than four bytes and atomic operations.
     pub races: bool,
     launches: AtomicU64,
 }
@@ -226,8 +231,8 @@ impl Device {
         let allocs = self.memory.snapshot();
         let blocks: u64 = shape.grid.iter().map(|n| u64::from(*n)).product();
         let number = 1 + self.launches.fetch_add(1, Relaxed) % (LAUNCH_NUMBERS - 1);
-        let told_apart = how.races && !k.orders && blocks > 1 && blocks <= MAX_TRACKED;
-        let races = told_apart.then_some(number);
+        let told_apart = how.races && blocks > 1 && blocks <= MAX_TRACKED;
+        let races = (told_apart && !k.orders).then_some(number);
         let launch = Launch {
             kernel: k,
             source: &module.source,
@@ -260,9 +265,34 @@ impl Device {
                 block.start([(i % gx) as u32, (i / gx % gy) as u32, (i / gx / gy) as u32]);
                 blocks.push((block, false));
             }
+            let warps = shape.block.iter().product::<u32>().div_ceil(32) as usize;
+            let ordered = told_apart && k.orders;
+            let rounds = if ordered { ROUNDS } else { 1 };
+            let mut grid = ordered.then(|| Box::new(Grid::new(k, total, warps, allocs.len())));
             while blocks.iter().any(|(_, ended)| !ended) {
-                for (block, ended) in blocks.iter_mut().filter(|(_, ended)| !ended) {
-                    *ended = block.round(&spend).map_err(|fault| Error::Fault(Box::new(fault)))?;
+                for at in 0..total {
+                    let mut round = |(block, ended): &mut (Block, bool)| {
+                        *ended = block.round_in(&mut grid, &spend).map_err(|f| Error::Fault(Box::new(f)))?;
+                        Ok::<_, Error>(grid.as_mut().is_some_and(|g| std::mem::take(&mut g.news)))
+                    };
+                    // In a grid that orders itself a block goes on until it may have to wait, or is about to overrun others, and whoever
+                    // waits sees at once what it released: so one that waits too little goes on too early, and is found.
+                    let mut releases = 0;
+                    for _ in 0..rounds {
+                        if blocks[at].1 {
+                            break;
+                        }
+                        if round(&mut blocks[at])? {
+                            releases += 1;
+                            let others = blocks.iter_mut().enumerate().filter(|(i, _)| *i != at);
+                            others
+                                .filter(|(_, b)| b.0.waits && !b.1)
+                                .try_for_each(|(_, b)| round(b).map(drop))?;
+                        }
+                        if blocks[at].0.waits || releases > 1 {
+                            break;
+                        }
+                    }
                 }
             }
             blocks.iter().for_each(|(b, _)| add(b));

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::counters::{CLASSES, Class, KernelCounters};
 use crate::fault::{Fault, FaultKind, line_text};
+use crate::grid::{Act, Grid, Place};
 use crate::memory::{Alloc, LOCAL_BASE, Memory, SHARED_BASE};
 use crate::ptx::alu::{Row, truncate};
 use crate::ptx::ir::*;
@@ -77,6 +78,8 @@ struct Warp {
     near: usize,
     /// The block's number in the grid.
     block: u64,
+    /// It read what may be waited for: others have their turn first.
+    pause: bool,
 }
 
 /// How a warp's turn ended.
@@ -91,6 +94,8 @@ struct Shared {
     /// 0: no variable lies there; 1: nothing wrote it; 2: written.
     state: Vec<u8>,
     races: Races,
+    /// What is known of the whole grid, while the block has its turn.
+    grid: Option<Box<Grid>>,
 }
 
 /// A block being executed, and what a worker keeps from one block to the next.
@@ -103,6 +108,8 @@ pub struct Block<'a> {
     template_written: Vec<u32>,
     /// What was counted.
     pub counts: Counts,
+    /// In its last turn in a grid, a warp read what may be waited for.
+    pub waits: bool,
 }
 
 /// What a worker counts.
@@ -156,6 +163,7 @@ impl<'a> Block<'a> {
                     local_valid: vec![false; k.local_bytes as usize * 32],
                     near: 0,
                     block: 0,
+                    pause: false,
                 }
             })
             .collect();
@@ -164,10 +172,11 @@ impl<'a> Block<'a> {
             l,
             id: [0; 3],
             warps,
-            shared: Shared { bytes: vec![0; bytes], state: vec![0; bytes], races },
+            shared: Shared { bytes: vec![0; bytes], state: vec![0; bytes], races, grid: None },
             template: vec![[0; 32]; k.rows as usize],
             template_written: vec![0; k.rows as usize],
             counts: Counts::default(),
+            waits: false,
         };
         for (slot, f) in &k.fills {
             let v = match *f {
@@ -200,6 +209,19 @@ impl<'a> Block<'a> {
     /// Lane-instructions executed.
     pub fn lane_instructions(&self) -> u64 {
         self.counts.classes[..CLASSES - 1].iter().sum()
+    }
+
+    /// A [`round`](Self::round) of one of the blocks of `grid`.
+    pub fn round_in(
+        &mut self,
+        grid: &mut Option<Box<Grid>>,
+        spend: &dyn Fn(u64) -> bool,
+    ) -> Result<bool, Fault> {
+        self.shared.grid = grid.take();
+        let ended = self.round(spend);
+        *grid = self.shared.grid.take();
+        self.waits = self.warps.iter().any(|w| w.alive != 0 && w.pause);
+        ended
     }
 
     /// Gives every warp of the block a turn. Says whether the block has ended.
@@ -290,7 +312,9 @@ impl<'a> Block<'a> {
     /// Opens every block barrier that all its threads have reached.
     fn release(&mut self) -> Result<bool, Fault> {
         let mut opened = false;
-        for id in 0..16 {
+        // A block that waits for others comes here often, with nothing to open.
+        let ids = (0..self.warps.len()).filter_map(|w| self.full(w)).fold(0, |ids, b| ids | 1u32 << b.id);
+        for id in lanes(ids).map(|id| id as u32) {
             let at: Vec<usize> =
                 (0..self.warps.len()).filter(|w| self.full(*w).is_some_and(|b| b.id == id)).collect();
             let Some(first) = at.first().and_then(|w| self.full(*w)) else { continue };
@@ -322,6 +346,9 @@ impl<'a> Block<'a> {
                     *s = (*s).max(*t);
                 }
                 seen[*w] = self.warps[*w].clock.now;
+            }
+            if let Some(grid) = &mut self.shared.grid {
+                grid.barrier(self.warps[at[0]].block as usize, &at);
             }
             for w in at {
                 let warp = &mut self.warps[w];
@@ -418,7 +445,8 @@ impl Warp {
         at: &mut u32,
     ) -> Result<Turn, Box<Hit>> {
         let code = &l.kernel.code;
-        while *spent < SLICE {
+        self.pause = false;
+        while *spent < SLICE && !self.pause {
             let Some((mut pc, mut mask, next)) = self.pick() else {
                 if self.alive == 0 {
                     return Ok(Turn::Done);
@@ -503,7 +531,7 @@ impl Warp {
                         pc += 1;
                     }
                 }
-                if pc >= next || *spent >= SLICE {
+                if pc >= next || *spent >= SLICE || self.pause {
                     self.set_pcs(mask, pc);
                     break;
                 }
@@ -849,11 +877,14 @@ impl Warp {
                     }
                 }
             }
-            Op::Ld { space, ty, width, d, a, off, strong } => {
-                self.load(*space, *ty, *width, d, *a, *off, *strong, m, l, sh)?
+            Op::Ld { space, ty, width, d, a, off, o } => {
+                self.load(*space, *ty, *width, d, *a, *off, *o, m, l, sh)?
             }
-            Op::St { space, ty, s, a, off, strong } => {
-                self.store(*space, *ty, s, *a, *off, *strong, m, l, sh)?
+            Op::St { space, ty, s, a, off, o } => self.store(*space, *ty, s, *a, *off, *o, m, l, sh)?,
+            Op::Fence { acquire, release } => {
+                if let Some(grid) = &mut sh.grid {
+                    grid.fence(self.in_grid(), *acquire, *release);
+                }
             }
             Op::Atom { .. } => self.atomic(op, m, l, sh)?,
             Op::ActiveMask { d } => self.put(*d, m, &[u64::from(m); 32]),
@@ -897,25 +928,47 @@ impl Warp {
         hit(kind, lane, Some(addr), format!("access outside memory: {why}"))
     }
 
-    /// Notes a use of global memory; another block's use of it in the same launch is a race where one of the two writes.
+    /// The warp's number in the grid.
     #[inline]
+    fn in_grid(&self) -> usize {
+        self.block as usize * self.clock.seen.len() + self.index
+    }
+
+    /// Notes a use of global memory that [`alloc`](Self::alloc) has just found; another block's use of it in the same launch is a race
+    /// where one of the two writes.
+    #[inline]
+    #[allow(clippy::too_many_arguments)]
     fn global_race(
-        &self,
+        &mut self,
         a: &Alloc,
         at: u64,
         n: u64,
         lane: usize,
         l: &Launch,
-        (write, strong): (bool, bool),
+        sh: &mut Shared,
+        (act, order): (Act, Order),
     ) -> Result<(), Box<Hit>> {
-        let Some(launch) = l.races.filter(|_| n >= 4 && !a.constant) else { return Ok(()) };
-        let Some(other) = a.note(at, n, launch, self.block, write, strong) else { return Ok(()) };
+        if a.constant {
+            return Ok(());
+        }
+        let write = act != Act::Read;
+        let (other, how) = if let Some(grid) = &mut sh.grid {
+            self.pause |= order.device && !write;
+            let place = Place { alloc: self.near, size: a.size, at: at - a.base, len: n };
+            let Err(other) = grid.touch(place, self.in_grid(), act, order) else { return Ok(()) };
+            (other, ", and no release and acquire stand between")
+        } else {
+            // Atomic operations are not looked at here.
+            let Some(launch) = l.races.filter(|_| n >= 4 && act != Act::Update) else { return Ok(()) };
+            let Some(other) = a.note(at, n, launch, self.block, write, order.strong) else { return Ok(()) };
+            (other, "")
+        };
         let who = match other.block {
             Some(b) => format!("block number {b}"),
             None => "several other blocks".into(),
         };
         let why = format!(
-            "race between blocks: offset {} of an allocation of {} bytes is {}, {who} of the same launch {} it",
+            "race between blocks: offset {} of an allocation of {} bytes is {}, {who} of the same launch {} it{how}",
             at - a.base,
             a.size,
             if write { "written" } else { "read" },
@@ -989,7 +1042,7 @@ impl Warp {
         d: &[Option<Slot>],
         a: Slot,
         off: i64,
-        strong: bool,
+        order: Order,
         m: u32,
         l: &Launch,
         sh: &mut Shared,
@@ -1000,7 +1053,7 @@ impl Warp {
         let addrs = self.rows[a as usize];
         let quick = match d {
             [Some(d)] if n == 4 && (width == 32 || !ty.is_signed()) => {
-                let quick = self.load_words(space, *d, &addrs, off, strong, m, l, sh);
+                let quick = self.load_words(space, *d, &addrs, off, order, m, l, sh);
                 self.written[*d as usize] |= quick;
                 quick
             }
@@ -1036,7 +1089,7 @@ impl Warp {
                     }
                     _ => {
                         let alloc = self.alloc(at, n, lane, l)?;
-                        self.global_race(alloc, at, n, lane, l, (false, strong))?;
+                        self.global_race(alloc, at, n, lane, l, sh, (Act::Read, order))?;
                         alloc.read(at, n)
                     }
                 };
@@ -1068,7 +1121,7 @@ impl Warp {
         d: Slot,
         addrs: &Row,
         off: i64,
-        strong: bool,
+        order: Order,
         m: u32,
         l: &Launch,
         sh: &mut Shared,
@@ -1099,15 +1152,27 @@ impl Warp {
             Space::Global | Space::Const => {
                 let Some(a) = l.allocs.get(self.near) else { return 0 };
                 let races = l.races.filter(|_| !a.constant);
+                let mut grid = sh.grid.as_deref_mut().filter(|_| !a.constant);
+                let me = self.block as usize * self.clock.seen.len() + self.index;
+                self.pause |= grid.is_some() && order.device;
                 for lane in lanes(m) {
                     let at = addrs[lane].wrapping_add_signed(off);
                     if !at.is_multiple_of(4) || !a.holds(at, 4) {
                         break;
                     }
                     let (v, valid) = a.read(at, 4);
-                    if !valid || races.is_some_and(|r| a.note(at, 4, r, self.block, false, strong).is_some())
+                    if !valid
+                        || races.is_some_and(|r| a.note(at, 4, r, self.block, false, order.strong).is_some())
                     {
                         break;
+                    }
+                    if let Some(g) = &mut grid
+                        && (order.device || !g.read_again(self.near, at - a.base, me))
+                    {
+                        let place = Place { alloc: self.near, size: a.size, at: at - a.base, len: 4 };
+                        if g.touch(place, me, Act::Read, order).is_err() {
+                            break;
+                        }
                     }
                     row[lane] = v;
                     done |= 1 << lane;
@@ -1126,7 +1191,7 @@ impl Warp {
         s: &[Slot],
         a: Slot,
         off: i64,
-        strong: bool,
+        order: Order,
         m: u32,
         l: &Launch,
         sh: &mut Shared,
@@ -1168,7 +1233,7 @@ impl Warp {
                         if alloc.constant {
                             return hit(FaultKind::ReadOnly, lane, Some(addr), "constant memory is written");
                         }
-                        self.global_race(alloc, at, n, lane, l, (true, strong))?;
+                        self.global_race(alloc, at, n, lane, l, sh, (Act::Write, order))?;
                         alloc.write(at, n, v);
                     }
                 }
@@ -1178,7 +1243,7 @@ impl Warp {
     }
 
     fn atomic(&mut self, op: &Op, m: u32, l: &Launch, sh: &mut Shared) -> Result<(), Box<Hit>> {
-        let Op::Atom { space, op, ty, d, a, off, b, c } = op else { return Ok(()) };
+        let Op::Atom { space, op, ty, d, a, off, b, c, o } = op else { return Ok(()) };
         for s in [a, b, c] {
             self.need(*s, m)?;
         }
@@ -1211,6 +1276,8 @@ impl Warp {
                     if alloc.constant {
                         return hit(FaultKind::ReadOnly, lane, Some(addr), "constant memory is written");
                     }
+                    // One that gives its old value may be how a block waits.
+                    self.pause |= sh.grid.is_some() && d.is_some();
                     let _one = alloc.atomics.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                     let (old, ok) = alloc.read(at, n);
                     if !ok {
@@ -1220,6 +1287,11 @@ impl Warp {
                             Some(addr),
                             "an atomic reads memory that nothing wrote",
                         );
+                    }
+                    // One that compares and does not find its value only reads.
+                    let act = if *op == AtomOp::Cas && old != b { Act::Read } else { Act::Update };
+                    if sh.grid.is_some() {
+                        self.global_race(alloc, at, n, lane, l, sh, (act, *o))?;
                     }
                     alloc.write(at, n, combine_atomic(*op, *ty, old, b, c));
                     old

@@ -10,13 +10,15 @@
 //! - [`exec`]: blocks and warps. Lanes at the lowest pc run together.
 //! - [`memory`]: allocations, and which of their bytes were written.
 //! - [`race`]: shared-memory races by the clocks of warps.
+//! - [`grid`]: races between blocks that order each other, by the clocks of warps.
 //! - [`counters`]: what is counted.
 //! - `driver`: the driver API. `driver::options` lists the environment variables.
 //! - [`mod@library`]: where the shared object is, how it is opened, its controls.
 //!
 //! It proves what a kernel computes and that it keeps the rules; it says nothing of speed on a GPU. Approximate instructions are computed
 //! in f64 and rounded, and may differ from hardware in the last bits. The memory model is sequential. Races between
-//! blocks in global memory are found where the kernel has no fence, acquire or release.
+//! blocks in global memory are found where the kernel has no fence, acquire or release, and in cooperative launches where it has: there
+//! accesses must be ordered by them.
 //! Numbers and sizes of kernel arguments are checked where the driver API lets them be seen: in [`Device::launch`] and in the `extra` form of
 //! a launch. An array of pointers has no length: there only pointers that cannot be read are found, unless the host promises a last
 //! entry (`Soft::arguments_end_at`); [`signatures`] gives tests the sizes to compare with.
@@ -30,6 +32,7 @@ pub mod device;
 pub mod driver;
 pub mod exec;
 pub mod fault;
+pub mod grid;
 pub mod library;
 pub mod memory;
 pub mod ptx;

@@ -2,6 +2,9 @@
 //!
 //! Addresses are 64-bit numbers that name nothing of the host. They are never given twice, and a wide gap lies behind every allocation,
 //! so that an access past its end or after its end of life finds no other.
+//!
+//! Beside them is also which block used a word last ([`Alloc::note`]): so races are found between blocks that nothing orders. Those of a
+//! cooperative launch that order each other are [`grid`](crate::grid)'s.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};

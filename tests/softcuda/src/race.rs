@@ -1,4 +1,5 @@
-//! Races in shared memory: who wrote and who read each cell last, and whether a barrier stands between.
+//! Races in shared memory: who wrote and who read each cell last, and whether a barrier stands between. Those between blocks, in global
+//! memory, are found in `memory` and `grid`.
 //!
 //! A warp has a clock that moves at every barrier it passes, and knows of every other warp the clock up to which a block barrier has
 //! ordered it. Two accesses of different threads, one of them a write, must be ordered by these clocks; inside a warp, the later thread

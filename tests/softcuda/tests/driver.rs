@@ -540,8 +540,9 @@ fn a_cooperative_grid_waits_for_all_its_blocks() {
     let f = t.kernel(GRID, "grid_sum");
     let mut part = t.stream.alloc_zeros::<u32>(4096).unwrap();
     let mut out = t.stream.alloc_zeros::<u32>(4096).unwrap();
-    let mut bar = t.stream.alloc_zeros::<u32>(1).unwrap();
     let mut launch = |blocks: u32| {
+        // It counts from 0 in each launch: blocks that find more there do not wait for all, and race.
+        let mut bar = t.stream.alloc_zeros::<u32>(1).unwrap();
         let mut b = t.stream.launch_builder(&f);
         unsafe { b.arg(&mut part).arg(&mut out).arg(&mut bar).launch_cooperative(shape(blocks, 64)) }
             .map(|_| ())

@@ -99,6 +99,7 @@ impl<'a> Decoder<'a> {
             local: Vec::new(),
             local_bytes: 0,
             narrow_shared: false,
+            global_cell: 2,
             orders: false,
             max_threads: 1024,
         };
@@ -511,10 +512,16 @@ impl<'a> Decoder<'a> {
             }
             "exit" if want(0) => self.emit(g, Op::Exit),
             "trap" if want(0) => self.emit(g, Op::Trap),
-            // Accesses become visible in program order here: fences have nothing to do. They do not order memory for the race check.
+            // Accesses become visible in program order here: fences have nothing to do but to order blocks for the race check. Those
+            // between proxies order no blocks, nor do those of a cluster, which is one block here.
             "membar" | "fence" if want(0) => {
-                self.k.orders |= !op.contains(&"cta");
-                self.emit(g, Op::Nop);
+                let has = |s: &str| mods.contains(&s);
+                let narrow = has("cta") || has("cluster") || mods.iter().any(|m| m.starts_with("proxy"));
+                let both = name == "membar" || has("sc") || has("acq_rel");
+                let (acquire, release) = (both || has("acquire"), both || has("release"));
+                self.k.orders |= !has("cta");
+                let orders = !narrow && (acquire || release);
+                self.emit(g, if orders { Op::Fence { acquire, release } } else { Op::Nop });
             }
             "prefetch" | "prefetchu" | "nanosleep" => self.emit(g, Op::Nop),
             "bar" | "barrier" => match mods {
@@ -826,15 +833,14 @@ impl<'a> Decoder<'a> {
         if ty.bytes() < 4 && matches!(space, Space::Shared | Space::Generic) {
             self.k.narrow_shared = true;
         }
-        if matches!(space, Space::Global | Space::Generic)
-            && mods.iter().any(|m| matches!(*m, "acquire" | "release"))
-        {
-            self.k.orders = true;
+        let order = order(mods);
+        if matches!(space, Space::Global | Space::Generic) {
+            self.k.orders |= mods.iter().any(|m| matches!(*m, "acquire" | "release"));
+            self.k.global_cell = self.k.global_cell.min(ty.bytes().trailing_zeros());
         }
-        let strong = mods.iter().any(|m| matches!(*m, "volatile" | "relaxed"));
         if *name == "st" {
             let s = parts.iter().map(|p| self.src(p, ty)).collect::<Result<Vec<_>, _>>()?;
-            self.emit(g, Op::St { space, ty, s: s.into(), a, off, strong });
+            self.emit(g, Op::St { space, ty, s: s.into(), a, off, o: order });
         } else {
             let (mut d, mut width) = (Vec::new(), 64);
             for p in parts {
@@ -846,7 +852,7 @@ impl<'a> Decoder<'a> {
                     width = w;
                 }
             }
-            self.emit(g, Op::Ld { space, ty, width, d: d.into(), a, off, strong });
+            self.emit(g, Op::Ld { space, ty, width, d: d.into(), a, off, o: order });
         }
         Ok(true)
     }
@@ -947,8 +953,26 @@ impl<'a> Decoder<'a> {
         let (a, off) = self.addr(&rest[0])?;
         let b = self.src(&rest[1], ty)?;
         let c = if op == AtomOp::Cas { self.src(&rest[2], ty)? } else { b };
-        self.emit(g, Op::Atom { space, op, ty, d, a, off, b, c });
+        let order = Order { device: !mods.contains(&"cta"), ..order(mods) };
+        if matches!(space, Space::Global | Space::Generic) {
+            self.k.orders |= order.acquire || order.release;
+        }
+        self.emit(g, Op::Atom { space, op, ty, d, a, off, b, c, o: order });
         Ok(true)
+    }
+}
+
+/// How an access with these modifiers orders others.
+fn order(mods: &[&str]) -> Order {
+    let has = |s: &str| mods.contains(&s);
+    let strong = has("volatile") || has("relaxed");
+    let (acquire, release) = (has("acquire") || has("acq_rel"), has("release") || has("acq_rel"));
+    let device = !has("cta");
+    Order {
+        strong,
+        device: device && (strong || acquire || release),
+        acquire: device && acquire,
+        release: device && release,
     }
 }
 

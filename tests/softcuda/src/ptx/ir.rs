@@ -216,8 +216,21 @@ pub struct PredRef {
     pub not: bool,
 }
 
+/// How an access orders others. Only [`strong`](Order::strong) matters outside cooperative launches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Order {
+    /// A load or store that is relaxed or volatile.
+    pub strong: bool,
+    /// It is strong towards other blocks: not weak, and not of block scope.
+    pub device: bool,
+    /// It is an acquire, not of block scope.
+    pub acquire: bool,
+    /// It is a release, not of block scope.
+    pub release: bool,
+}
+
 /// What an instruction does. Operands are register rows; immediates, parameters and special registers are rows as well.
-/// A load or store is `strong` if it is relaxed or volatile.
+/// A `Fence` has more than block scope.
 #[derive(Debug, Clone)]
 #[allow(missing_docs)]
 pub enum Op {
@@ -234,9 +247,10 @@ pub enum Op {
     PConst { d: Slot, value: bool },
     Pack { d: Slot, parts: Box<[Slot]>, bits: u32 },
     Unpack { parts: Box<[Option<Slot>]>, a: Slot, bits: u32 },
-    Ld { space: Space, ty: Ty, width: u32, d: Box<[Option<Slot>]>, a: Slot, off: i64, strong: bool },
-    St { space: Space, ty: Ty, s: Box<[Slot]>, a: Slot, off: i64, strong: bool },
-    Atom { space: Space, op: AtomOp, ty: Ty, d: Option<Slot>, a: Slot, off: i64, b: Slot, c: Slot },
+    Ld { space: Space, ty: Ty, width: u32, d: Box<[Option<Slot>]>, a: Slot, off: i64, o: Order },
+    St { space: Space, ty: Ty, s: Box<[Slot]>, a: Slot, off: i64, o: Order },
+    Atom { space: Space, op: AtomOp, ty: Ty, d: Option<Slot>, a: Slot, off: i64, b: Slot, c: Slot, o: Order },
+    Fence { acquire: bool, release: bool },
     Bra { target: u32 },
     Exit,
     Bar { id: Slot, count: Option<Slot>, aligned: bool },
@@ -326,6 +340,8 @@ pub struct Kernel {
     pub local_bytes: u32,
     /// Whether some access that may be to shared memory is narrower than four bytes: races are then looked for by byte.
     pub narrow_shared: bool,
+    /// Bits of an address that lie inside the narrowest access that may be to global memory, at most those of a word.
+    pub global_cell: u32,
     /// Whether it has fences, acquires or releases of global memory: its blocks may then hand values to each other.
     pub orders: bool,
     /// Most threads a block may have (`.maxntid`, `.reqntid`), else 1024.

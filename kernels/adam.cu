@@ -21,81 +21,8 @@
 //   clip_scale         scale = clip/norm where norm > clip > 0, else 1; a NaN gradient makes it NaN; with scaling (f16) the norm is
 //                      that of the gradients of the loss itself, and scale takes the others to them; one warp
 // Shapes: params m v grads [n]: in adam_step table [V,E] first, then, from a multiple of 4 on, the layer and the dense part.
+#include "adam.cuh"
 #include "cross_entropy.cuh"
-#include "half.cuh"
-
-// What all elements share.
-struct Update {
-    float alpha, decay, one_minus_beta1, one_minus_beta2, eps;
-    bool skips;  // an element of zeros stays as it is
-};
-
-__device__ __forceinline__ Update update_of(const Step& step, float one_minus_beta1, float one_minus_beta2, float eps, float factor) {
-    const float infinity = __uint_as_float(0x7f800000u);
-    const bool skips = step.decay == 0.0f && step.alpha >= 0.0f && step.alpha < infinity && eps > 0.0f && fabsf(factor) < infinity;
-    return {step.alpha, step.decay, one_minus_beta1, one_minus_beta2, eps, skips};
-}
-
-__device__ __forceinline__ bool stays(const Update& k, float g, float mean, float square) {
-    return k.skips && g == 0.0f && mean == 0.0f && square == 0.0f;
-}
-
-__device__ __forceinline__ void update(const Update& k, float g, float& p, float& mean, float& square) {
-    if (stays(k, g, mean, square)) return;
-    if (k.decay != 0.0f) p = fmaf(-k.decay, p, p);
-    mean = fmaf(k.one_minus_beta1, g - mean, mean);
-    square = fmaf(k.one_minus_beta2, fmaf(g, g, -square), square);
-    p -= k.alpha * mean / (sqrtf(square) + k.eps);
-}
-
-// An element in memory, asked for before its gradient is known.
-struct Element {
-    float p, mean, square;
-
-    __device__ __forceinline__ Element(const float* params, const float* m, const float* v, u64 i) : p(params[i]), mean(m[i]), square(v[i]) {}
-};
-
-// Writes the element anew, and its copy, if T is not float.
-template <typename T>
-__device__ __forceinline__ void update_at(const Update& k, float g, Element x, float* params, float* m, float* v, T* stored, u64 i) {
-    if (stays(k, g, x.mean, x.square)) return;
-    update(k, g, x.p, x.mean, x.square);
-    params[i] = x.p;
-    m[i] = x.mean;
-    v[i] = x.square;
-    if constexpr (sizeof(T) < sizeof(float)) stored[i] = narrow<T>(x.p);
-}
-
-__device__ __forceinline__ bool stays(const Update& k, float4 g, float4 mean, float4 square) {
-    return stays(k, g.x, mean.x, square.x) && stays(k, g.y, mean.y, square.y) && stays(k, g.z, mean.z, square.z) &&
-           stays(k, g.w, mean.w, square.w);
-}
-
-// Elements [i, i + 4) of n, as they are in memory, and of their copies, if T is not float.
-template <typename T>
-__device__ __forceinline__ void update_four(const Update& k, float4 g, float4 p, float4 mean, float4 square, float* params, float* m,
-                                            float* v, T* stored, u64 i, u64 n, bool aligned) {
-    update(k, g.x, p.x, mean.x, square.x);
-    update(k, g.y, p.y, mean.y, square.y);
-    update(k, g.z, p.z, mean.z, square.z);
-    update(k, g.w, p.w, mean.w, square.w);
-    store4(params, i, n, aligned, p);
-    store4(m, i, n, aligned, mean);
-    store4(v, i, n, aligned, square);
-    if constexpr (sizeof(T) < sizeof(float)) {
-        stored[i] = narrow<T>(p.x);
-        if (i + 1 < n) stored[i + 1] = narrow<T>(p.y);
-        if (i + 2 < n) stored[i + 2] = narrow<T>(p.z);
-        if (i + 3 < n) stored[i + 3] = narrow<T>(p.w);
-    }
-}
-
-__device__ __forceinline__ float sum_partials(const float* partials, u32 count, u64 stride) {
-    float sum = 0.0f;
-#pragma unroll 16
-    for (u32 p = 0; p < count; ++p) sum += partials[p * stride];
-    return sum;
-}
 
 // The sum of the four columns' gradients over the tokens of a row, in their order; `from` and `to` bound the bucket's tokens.
 // A chunk of tokens at a time comes to shared memory: a row with many tokens would wait for each of them.
@@ -151,12 +78,7 @@ step_all(const Step* steps, u32* cursor, float* params, float* m, float* v, cons
         if (threadIdx.x >= WARP) return;
         const BatchMean batch = batch_mean(loss, hits, 0, rows);
         if (threadIdx.x != 0) return;
-        if (rows > 0) {
-            sums->loss_sum += batch.mean;
-            sums->correct += batch.correct;
-            sums->batches += 1;
-            sums->examples += rows;
-        }
+        if (rows > 0) add_batch(sums, batch, rows);
         cursor[CURSOR_STEP] = at + 1;
         return;
     }
@@ -172,7 +94,7 @@ step_all(const Step* steps, u32* cursor, float* params, float* m, float* v, cons
         const u32 i = block * ADAM_THREADS + threadIdx.x;
         if (i >= dense_begin - layer_begin) return;
         const u64 place = (u64)layer_begin + i;
-        const Element x(params, m, v, place);
+        Element x(params, m, v, place);
         const u32 count = by_rows ? min(rows, most_partials) : most_partials;
         float g = sum_partials(partials + i, count, stride);
         if constexpr (SCALES<T>) g *= unscale;
@@ -184,16 +106,8 @@ step_all(const Step* steps, u32* cursor, float* params, float* m, float* v, cons
         const u32 i = block * (ADAM_THREADS / WARP) + threadIdx.x / WARP;
         if (i >= (hidden + 1) * classes) return;
         const u32 lane = threadIdx.x % WARP;
-        const u32 unit = i / classes;
-        const u32 col = i - unit * classes;
-        const bool is_bias = unit == hidden;
-        const Element x(params, m, v, (u64)dense_begin + i);
-        float sum = 0.0f;
-        for (u64 row = lane; row < rows; row += WARP) {
-            const float factor = is_bias ? 1.0f : widen(h_last[row * hidden + unit]);
-            sum = fmaf(factor, dlogits[row * classes + col], sum);
-        }
-        sum = warp_sum(sum);
+        Element x(params, m, v, (u64)dense_begin + i);
+        float sum = sum_dense(h_last, dlogits, i, rows, hidden, classes);
         if constexpr (SCALES<T>) sum *= unscale;
         if (lane == 0) update_at(k, sum, x, params, m, v, stored, (u64)dense_begin + i);
         return;

@@ -70,3 +70,11 @@ __device__ __forceinline__ BatchMean batch_mean(const float* loss, const float* 
     count = warp_sum(count);
     return {sum / (double)(end - begin), count};
 }
+
+// Adds a batch to the metrics; one thread.
+__device__ __forceinline__ void add_batch(MetricSums* sums, const BatchMean& batch, u32 rows) {
+    sums->loss_sum += batch.mean;
+    sums->correct += batch.correct;
+    sums->batches += 1;
+    sums->examples += rows;
+}

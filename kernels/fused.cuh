@@ -231,33 +231,19 @@ struct Tile {
     }
 };
 
+// Forward and backward of a row of the step, whose x and places are on their way into `kept`; all threads of the block.
 template <u32 HP, u32 EP, typename T>
-__device__ __forceinline__ void fused_step(const Step* steps, u32* cursor, const uint2* tokens, const u32* labels, const u32* order,
-                                           const float* class_weights, const Weights<T>& a, float* dx, float* partials, T* h_last,
-                                           float* dlogits, float* loss,
-                                           float* hits, u32 t, u32 e, u32 hidden, u32 classes, u64 stride, u64 capacity,
-                                           const Scaling* scaling, u32* finite) {
+__device__ __forceinline__ void row_step(const Kept<HP, EP>& kept, const Step& step, u32 row, const u32* labels, const u32* order,
+                                         const float* class_weights, const Weights<T>& a, float* dx, float* partials, T* h_last,
+                                         float* dlogits, float* loss, float* hits, u32 t, u32 e, u32 hidden, u32 classes, u64 stride,
+                                         const Scaling* scaling, u32* finite) {
     constexpr u32 HALF = GATES * HP;
     constexpr u32 THREADS = 2 * HALF;
-    extern __shared__ __align__(16) float shared[];
-    const Kept<HP, EP> kept(shared, t, classes);
     // The same in all lanes of a warp, and the compiler is to know it.
     const bool helps = __shfl_sync(ALL_LANES, threadIdx.x / HALF, 0);
     const u32 thread = threadIdx.x % HALF;
     const u32 lane = threadIdx.x % WARP;
-
-    const u32 at = cursor[CURSOR_STEP];
-    const Step step = steps[at];
-    if (blockIdx.x == 0 && threadIdx.x == 0) cursor[CURSOR_LAST] = at;
     const u32 rows = step.rows;
-    const u32 row = blockIdx.x;
-    if (row >= rows) return;
-    tokens += at * capacity + row * t;
-    gather<EP>(a.table, kept.x, t, e, [&](u32 s, bool first) {
-        const uint2 token = tokens[s];
-        if (first) kept.places[s] = token.y;
-        return token.x;
-    });
     [[maybe_unused]] bool all_finite = true;
     partials += row * stride;
 
@@ -469,6 +455,28 @@ __device__ __forceinline__ void fused_step(const Step* steps, u32* cursor, const
         const bool warp_finite = __all_sync(ALL_LANES, all_finite);
         if (lane == 0) finite[row * (THREADS / WARP) + threadIdx.x / WARP] = warp_finite;
     }
+}
+
+template <u32 HP, u32 EP, typename T>
+__device__ __forceinline__ void fused_step(const Step* steps, u32* cursor, const uint2* tokens, const u32* labels, const u32* order,
+                                           const float* class_weights, const Weights<T>& a, float* dx, float* partials, T* h_last,
+                                           float* dlogits, float* loss, float* hits, u32 t, u32 e, u32 hidden, u32 classes, u64 stride,
+                                           u64 capacity, const Scaling* scaling, u32* finite) {
+    extern __shared__ __align__(16) float shared[];
+    const Kept<HP, EP> kept(shared, t, classes);
+    const u32 at = cursor[CURSOR_STEP];
+    const Step step = steps[at];
+    if (blockIdx.x == 0 && threadIdx.x == 0) cursor[CURSOR_LAST] = at;
+    const u32 row = blockIdx.x;
+    if (row >= step.rows) return;
+    tokens += at * capacity + row * t;
+    gather<EP>(a.table, kept.x, t, e, [&](u32 s, bool first) {
+        const uint2 token = tokens[s];
+        if (first) kept.places[s] = token.y;
+        return token.x;
+    });
+    row_step<HP, EP, T>(kept, step, row, labels, order, class_weights, a, dx, partials, h_last, dlogits, loss, hits, t, e, hidden, classes,
+                        stride, scaling, finite);
 }
 
 template <u32 HP, u32 EP, typename T>

@@ -5,44 +5,16 @@
 // computes it on the host, by the same operations in f64. One warp.
 //
 //   all_finite   finite[block] = whether the block's share of the three arrays is; NORM_BLOCKS blocks
-#include "half.cuh"
-
-// base^exponent by squaring, least significant bit first.
-__device__ __forceinline__ double power(double base, u64 exponent) {
-    double product = 1.0;
-    for (; exponent > 0; exponent >>= 1) {
-        if (exponent & 1) product *= base;
-        base *= base;
-    }
-    return product;
-}
+#include "loss_scale.cuh"
 
 extern "C" __global__ void __launch_bounds__(WARP)
 loss_scale(const Step* steps, const u32* cursor, const u32* finite, Scaling* scaling, u32 flags, u32 by_rows, double beta1,
            double beta2) {
     const Step step = steps[cursor[CURSOR_STEP]];
     const u64 count = by_rows ? (u64)step.rows * flags : flags;
-    bool every = true;
-    for (u64 i = threadIdx.x; i < count; i += WARP) every &= finite[i] != 0;
-    every = __all_sync(ALL_LANES, every);
+    const bool every = all_set(finite, count);
     if (threadIdx.x != 0) return;
-    Scaling now = *scaling;
-    now.done = every;
-    now.inverse = (float)(1.0 / (double)now.scale);
-    if (every) {
-        const u64 updates = ((u64)step.t_high << 32 | step.t_low) - now.skipped;
-        now.alpha = (float)((double)step.lr * sqrt(1.0 - power(beta2, updates)) / (1.0 - power(beta1, updates)));
-        now.good_steps += 1;
-        if (now.good_steps == LOSS_SCALE_GROWTH_STEPS) {
-            const float larger = now.scale * 2.0f;
-            if (larger <= (float)LOSS_SCALE_MOST) now.scale = larger;
-            now.good_steps = 0;
-        }
-    } else {
-        now.scale *= 0.5f;
-        now.good_steps = 0;
-        now.skipped += 1;
-    }
+    const Scaling now = next_scaling(*scaling, every, step, beta1, beta2);
     *scaling = now;
 }
 

@@ -53,6 +53,8 @@ launch_constants! {
     /// Most blocks, and so most partial sums, of the backward pass over a sequence.
     SEQUENCE_PARTIALS = 512;
 
+    /// Words from one of the counters that blocks wait for to the next: a line of memory each.
+    SIGNAL_PITCH = 32;
     /// Hidden units of a block of the persistent LSTM kernels.
     PERSISTENT_UNITS = 16;
 

@@ -187,6 +187,11 @@ fn the_fused_path_has_the_bits_of_the_unfused_one() {
 }
 
 #[test]
+fn many_steps_in_one_launch_have_the_bits_of_single_ones() {
+    these_paths_have_the_same_bits([PathChoice::Steps, PathChoice::Best], &FUSED);
+}
+
+#[test]
 fn the_persistent_path_has_the_bits_of_the_cells() {
     these_paths_have_the_same_bits(
         [PathChoice::Persistent, PathChoice::Cells],

@@ -197,6 +197,66 @@ fn the_fused_path_has_the_bits_of_the_unfused_one() {
     }
 }
 
+/// Many steps in one launch, by blocks that wait for each other, and the two kernels of each step: the same bits. Rows of the table
+/// that come in no step, in each, and more often than a chunk of their gradients holds; more blocks than rows of the table; batches
+/// of different sizes and of none, more steps than a launch has, steps that clip and take another path between them.
+#[test]
+fn many_steps_in_one_launch_have_the_bits_of_single_ones() {
+    const CLASS_WEIGHTS: [f32; 3] = [0.5, 2.0, 1.25];
+    // T, V, E, H, C, clipping, steps, rows of the batches
+    for (t, vocab, embed, hidden, classes, clips, count, sizes) in [
+        (1, 3, 1, 1, 2, false, 3, &[1][..]),
+        (2, 40, 5, 7, 3, false, 130, &[2, 1, 0, 3]),
+        (7, 500, 16, 32, 2, true, 9, &[32, 8]),
+        (9, 2, 64, 9, 3, false, 3, &[32, 30]),
+        (6, 90, 33, 20, 2, true, 6, &[5, 2]),
+        (5, 2000, 17, 11, 3, false, 5, &[4]),
+        (4, 30, 16, 33, 2, false, 5, &[5, 3]),
+        (3, 50, 30, 64, 3, false, 4, &[2, 6]),
+    ] {
+        let rows = 45;
+        let (model, examples) =
+            (model(vocab, embed, hidden, classes), examples(rows, t, vocab as u32, classes as u32));
+        let mut all = steps_of(sizes.iter().copied().cycle().take(count), rows as u32, 0, 0.004);
+        all[count / 2].weight_decay = 0.1;
+        if clips {
+            all[count / 3].clip_norm = 0.05;
+        }
+        let run = |path| -> Vec<_> {
+            let with = |engine: CudaEngine| {
+                let mut engine = CudaEngine::with_path(engine.into_cuda(), path);
+                load_weighted(&mut engine, &model, &examples, (classes == 3).then_some(&CLASS_WEIGHTS));
+                // A part of the steps by itself, as a training that polls does.
+                engine.train(&all[..1]).unwrap();
+                engine.train(&all[1..]).unwrap();
+                let left = (engine.poll(true).unwrap(), engine.evaluate(Part::Test, 4).unwrap());
+                (
+                    left,
+                    bits(&engine.read_state().unwrap()),
+                    engine.graphs_recorded(),
+                    engine.cuda().steps_fit(32),
+                )
+            };
+            engines().into_iter().map(with).collect()
+        };
+        let (single, together) = (run(PathChoice::Best), run(PathChoice::Steps));
+        for (single, together) in single.iter().zip(&together) {
+            // Graphs of the steps that clip, and no others: the kernel of many steps did the rest, if the device has room for it.
+            let has_room = together.3;
+            assert!(!has_room || (together.2 > 0) == clips, "{} graphs, E {embed}, H {hidden}", together.2);
+            assert_eq!(single.0, together.0, "metrics, E {embed}, H {hidden}");
+            assert!(single.1 == together.1, "parameters or moments, E {embed}, H {hidden}");
+        }
+        println!(
+            "T {t}, V {vocab}, E {embed}, H {hidden}, batches of {sizes:?}: compared on {} images, room for the blocks: {}",
+            together.len(),
+            together.iter().all(|left| left.3)
+        );
+    }
+    let engine = engines().pop().unwrap();
+    assert!(!engine.cuda().is_software() || engine.cuda().steps_fit(32));
+}
+
 /// The kernels whose blocks wait for each other, and those of one time step: the same order of every sum. Widths at the edges of a
 /// piece of the sums, of a block and of both kernels; batches of a part of a tile, of several tiles, of several groups; the device's own
 /// choice for each shape is one of the two.

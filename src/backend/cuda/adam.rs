@@ -48,7 +48,7 @@ pub(super) struct State<'a> {
 }
 
 /// `1 − beta1`, `1 − beta2` and `eps`, rounded once.
-fn constants(config: &AdamConfig) -> [f32; 3] {
+pub(super) fn constants(config: &AdamConfig) -> [f32; 3] {
     [(1.0 - config.beta1) as f32, (1.0 - config.beta2) as f32, config.eps as f32]
 }
 
@@ -111,6 +111,21 @@ pub(super) struct Arena {
     pub(super) dense: usize,
 }
 
+/// Whether an arena of `n` numbers holds the model's parameters there.
+pub(super) fn check_arena(arena: Arena, n: usize, model: &ModelConfig) -> Result<()> {
+    let ModelConfig { vocab, embed, hidden, classes, .. } = *model;
+    let dense = hidden.saturating_add(1).saturating_mul(classes);
+    let fits = arena.layer.is_multiple_of(4)
+        && vocab.saturating_mul(embed) <= arena.layer
+        && arena.layer <= arena.dense
+        && arena.dense.checked_add(dense) == Some(n);
+    if fits {
+        Ok(())
+    } else {
+        Err(Error::Failed(format!("an arena of {n} numbers, but {arena:?}; please report this")))
+    }
+}
+
 /// What the last kernel of a training step sums the gradients of, and what else it reads and moves on.
 pub(super) struct Summands<'a, S> {
     /// `[T,B,E]`
@@ -153,15 +168,9 @@ pub(super) fn step<S: Stored>(
     let ModelConfig { vocab, embed: e, hidden, classes, .. } = *model;
     let n = params.len();
     let buckets = Buckets::new(vocab, e);
-    let layer = arena.dense.saturating_sub(arena.layer);
+    check_arena(arena, n, model)?;
+    let layer = arena.dense - arena.layer;
     let dense = hidden.saturating_add(1).saturating_mul(classes);
-    if !arena.layer.is_multiple_of(4)
-        || vocab * e > arena.layer
-        || arena.dense < arena.layer
-        || arena.dense + dense != n
-    {
-        return Err(Error::Failed(format!("an arena of {n} numbers, but {arena:?}; please report this")));
-    }
     let layer_blocks = blocks("adam_step", "layer", &[layer], ADAM_THREADS)?;
     let dense_blocks = blocks("adam_step", "dense", &[dense], ADAM_THREADS / 32)?;
     let embedding_blocks = size("adam_step", "embedding", buckets.count.saturating_mul(buckets.tiles))?;

@@ -5,6 +5,7 @@
 
 use super::buffer::Staging;
 use super::fused;
+use super::fused_steps;
 use super::image::{self, MODULES, Module as Compiled};
 use super::lstm_sequence;
 use crate::error::{Error, Result};
@@ -295,6 +296,8 @@ kernels! {
             fused_step_h32_e16 fused_step_h32_e32 fused_step_h32_e64 fused_step_h64_e16 fused_step_h64_e32
             fused_forward_h32_e16 fused_forward_h32_e32 fused_forward_h32_e64 fused_forward_h64_e16
             fused_forward_h64_e32;
+        "fused_steps" "fused_steps_half":
+            fused_steps_h32_e16 fused_steps_h32_e32 fused_steps_h32_e64 fused_steps_h64_e16 fused_steps_h64_e32;
         "adam" "adam": adam adam_step;
     }
 }
@@ -418,7 +421,8 @@ impl Context {
             staged = staged.min(staged_rows(bytes(opt_in), bytes(used)));
         }
         // The fused kernels declare no shared memory of their own.
-        let fused = kernels.typed().into_iter().flat_map(fused::all).map(|kernel| (kernel, opt_in));
+        let fused = |k| fused::all(k).into_iter().chain(fused_steps::all(k));
+        let fused = kernels.typed().into_iter().flat_map(fused).map(|kernel| (kernel, opt_in));
         let bytes = i32::try_from(staged * STAGED_ROW_BYTES).unwrap_or(i32::MAX);
         for (kernel, bytes) in sequences.iter().map(|&kernel| (kernel, bytes)).chain(fused) {
             let attribute = FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;

@@ -121,7 +121,7 @@ impl Fused {
     }
 
     /// Threads of a block of the training step: one half walks through time, the other helps.
-    fn step_threads(&self) -> u32 {
+    pub(super) fn step_threads(&self) -> u32 {
         8 * self.padded
     }
 

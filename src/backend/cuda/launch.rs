@@ -13,7 +13,7 @@ use cudarc::driver::sys;
 use std::ffi::c_void;
 
 /// The most parameters of any kernel.
-const MOST: usize = 36;
+const MOST: usize = 42;
 
 /// What cudarc has for each way to launch a kernel.
 type Launch = unsafe fn(
@@ -183,9 +183,9 @@ impl<'c> Call<'c> {
     ///
     /// # Safety
     /// As for [`Self::launch`].
-    pub(super) unsafe fn launch_together(self, grid: [u32; 3], block: u32) -> Result<()> {
+    pub(super) unsafe fn launch_together(self, grid: [u32; 3], block: u32, shared_bytes: u32) -> Result<()> {
         // SAFETY: the caller's promise.
-        unsafe { self.launch_by(result::launch_cooperative_kernel, grid, block, 0) }
+        unsafe { self.launch_by(result::launch_cooperative_kernel, grid, block, shared_bytes) }
     }
 
     /// # Safety

@@ -109,7 +109,7 @@ pub(super) fn forward<S: Stored>(
     // SAFETY: the parameters are `u, pre, gates, h, c, t, batch, hidden, rows`, each array of the size that was checked;
     // `pre` may be `gates`: an element is read before the same thread writes it; the kernel touches rows below B and units
     // below H, which it is wide enough for (`path`).
-    unsafe { call.launch_together(groups.grid(), 32 * warps(groups.padded)) }
+    unsafe { call.launch_together(groups.grid(), 32 * warps(groups.padded), 0) }
 }
 
 /// Assigns `dpre` `[T,B,4H]` and `dc0` `[B,H]`.
@@ -140,7 +140,7 @@ pub(super) fn backward<S: Stored>(
     // SAFETY: the parameters are `u, gates, c, dh, dh_last, dc_last, dpre, dc0, t, batch, hidden, rows`, each array of the
     // size that was checked; the kernel touches rows below B and units below H, which it is wide enough for (`path`), and
     // reads `u` and `dpre` by fours, which 4H is a multiple of.
-    unsafe { call.launch_together(groups.grid(), 32 * warps(groups.padded)) }
+    unsafe { call.launch_together(groups.grid(), 32 * warps(groups.padded), 0) }
 }
 
 #[cfg(test)]

@@ -29,6 +29,7 @@ mod embedding;
 mod engine;
 mod fill;
 pub mod fused;
+mod fused_steps;
 mod gemm;
 mod graph;
 mod half;
@@ -104,6 +105,11 @@ impl Cuda {
     /// blocks together.
     pub fn persistent_units(&self) -> usize {
         lstm_persistent::most_units(&self.ctx)
+    }
+
+    /// Whether this device has a multiprocessor for each block of many steps in one launch, of batches of so many rows.
+    pub fn steps_fit(&self, rows: usize) -> bool {
+        self.ctx.cooperative && fused_steps::updaters(self.ctx.multiprocessors as usize, rows).is_some()
     }
 
     /// True if this is the software device of the tests and no GPU.

@@ -15,6 +15,8 @@ pub enum PathChoice {
     /// The fused one where the model fits it, else the layer's own.
     #[default]
     Best,
+    /// The same, but where it is the fused one many steps are one launch, if the device has multiprocessors for all its blocks.
+    Steps,
     /// Never the fused one.
     Unfused,
     /// The persistent kernels wherever they are wide enough, also for fewer units than they are made for.
@@ -25,12 +27,18 @@ pub enum PathChoice {
 
 impl PathChoice {
     /// The choices by name.
-    pub const NAMES: [(&str, Self); 4] = [
+    pub const NAMES: [(&str, Self); 5] = [
         ("best", Self::Best),
+        ("steps", Self::Steps),
         ("unfused", Self::Unfused),
         ("persistent", Self::Persistent),
         ("cells", Self::Cells),
     ];
+
+    /// Whether the fused kernels are among the choice.
+    pub(super) fn fuses(self) -> bool {
+        matches!(self, Self::Best | Self::Steps)
+    }
 
     /// What `RECURVE_CUDA_PATH` says; `Best` if it is not set.
     ///
@@ -89,7 +97,7 @@ pub fn path(hidden: usize, embed: usize, choice: PathChoice) -> Path {
         _ => Path::Cell,
     };
     match choice {
-        PathChoice::Best | PathChoice::Unfused => {}
+        PathChoice::Best | PathChoice::Steps | PathChoice::Unfused => {}
         PathChoice::Persistent => return persistent,
         PathChoice::Cells => return Path::Cell,
     }
@@ -156,7 +164,7 @@ mod tests {
             (512, 1, Path::Persistent { padded: 512 }),
             (513, 1, Path::Cell),
         ] {
-            for choice in [PathChoice::Best, PathChoice::Unfused] {
+            for choice in [PathChoice::Best, PathChoice::Steps, PathChoice::Unfused] {
                 assert_eq!(path(hidden, embed, choice), expected, "{hidden} units, {embed} inputs");
             }
             assert_eq!(path(hidden, embed, PathChoice::Cells), Path::Cell);

@@ -28,16 +28,25 @@ impl Buckets {
     pub(super) fn new(v: usize, e: usize) -> Self {
         let tile = EMBEDDING_TILE as usize;
         let quads = e.min(tile).div_ceil(4).max(1);
-        let owned = ADAM_THREADS as usize / quads;
+        Self::owning(ADAM_THREADS as usize / quads, v, e)
+    }
+
+    fn owning(owned: usize, v: usize, e: usize) -> Self {
         let count = v.div_ceil(owned);
         // A key is below count·owned.
         let bits = usize::BITS - count.saturating_mul(owned).saturating_sub(1).leading_zeros();
         Self {
-            owned: u32::try_from(owned).unwrap_or(1),
+            owned: u32::try_from(owned).unwrap_or(u32::MAX),
             count,
-            tiles: e.div_ceil(tile),
+            tiles: e.div_ceil(EMBEDDING_TILE as usize),
             bits: bits.next_multiple_of(2),
         }
+    }
+
+    /// The same for about so many blocks, at most, each of which owns rows of any number; E is within a tile.
+    pub(super) fn dealt(v: usize, e: usize, blocks: usize) -> Self {
+        let owned = v.div_ceil(blocks.max(1)).max(1);
+        Self::owning(owned, v, e)
     }
 
     /// Numbers of `begins` a step.

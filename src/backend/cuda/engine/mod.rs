@@ -10,6 +10,7 @@
 //! | path | kernels a step | a graph |
 //! | --- | --- | --- |
 //! | fused | 2: `fused_step`, `adam_step` | as many steps as [`GRAPH_STEPS`] says, of any number of rows |
+//! | fused, [`PathChoice::Steps`] | 1 for up to [`MOST_STEPS`](super::fused_steps::MOST_STEPS) steps: `fused_steps` | none |
 //! | sequence | one an operation, one for all time steps of the LSTM | one step, for each number of rows |
 //! | persistent | the same | the same |
 //! | cells | one an operation, one for each time step of the LSTM | one step, for each number of rows |
@@ -31,10 +32,11 @@ mod reports;
 mod workspace;
 
 use super::batch::Rows;
-use super::buffer::{DeviceVec, Ids, clear, download, upload};
+use super::buffer::{DeviceVec, Ids, View, clear, download, upload};
 use super::context::Context;
 use super::cross_entropy::{self, Losses, MetricSums};
 use super::fused::{Fused, Unfused};
+use super::fused_steps::{self, FusedSteps};
 use super::graph::Graph;
 use super::half::{self, Bf16, F16, FLAGS, Scaling, Stored, all_finite, loss_scale};
 use super::lstm_sequence::Plan;
@@ -151,6 +153,15 @@ enum Recorded {
     Single { rows: u32, clips: bool },
 }
 
+/// What is launched at once of a table of steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Launch {
+    /// A graph, of the steps at the cursor.
+    Graph(Recorded),
+    /// One kernel: the table's steps from the first on, and how many.
+    Together(usize, usize),
+}
+
 /// Everything that [`Engine::load`] brings, with the operands of products stored as `S`. Graphs stand first: they are dropped
 /// before the arrays they refer to.
 #[derive(Debug)]
@@ -158,6 +169,8 @@ struct Loaded<S> {
     graphs: HashMap<Recorded, Graph>,
     /// The fused kernels of the training examples' T, or why there are none.
     fused: Result<Fused, Unfused>,
+    /// How fused steps are launched together, if they are.
+    together: Option<FusedSteps>,
     path: PathChoice,
     buckets: Buckets,
     model: Model,
@@ -183,6 +196,8 @@ struct Loaded<S> {
     steps: DeviceVec<Step>,
     /// The step at hand: its place in `steps`.
     cursor: DeviceVec<u32>,
+    /// What the blocks of steps that are launched together signal by.
+    signals: DeviceVec<u32>,
     /// The steps' tokens by the rows of the table that they stand for.
     sorted: Growing<Pair>,
     /// Each token's id and its place among the sorted ones.
@@ -220,6 +235,7 @@ impl<S: Stored> Loaded<S> {
         let mut loaded = Self {
             graphs: HashMap::new(),
             fused: fused_path(ctx, path, &model.config, parts.train.map_or(1, |train| train.t)),
+            together: None,
             path,
             buckets: Buckets::new(model.config.vocab, model.config.embed),
             adam,
@@ -242,6 +258,7 @@ impl<S: Stored> Loaded<S> {
             device_order: Growing::default(),
             steps: DeviceVec::new(ctx, "the steps", TABLE_STEPS)?,
             cursor: DeviceVec::new(ctx, "the steps' cursor", CURSORS)?,
+            signals: DeviceVec::new(ctx, "the blocks' signals", fused_steps::SIGNALS)?,
             sorted: Growing::default(),
             tokens: Growing::default(),
             begins: Growing::default(),
@@ -371,38 +388,66 @@ impl<S: Stored> Loaded<S> {
     /// The launches of a fused step of at most `d.rows` rows.
     fn fused_step(&mut self, ctx: &Context, d: &Dims, fused: &Fused) -> Result<()> {
         let Some(train) = &self.train else { return Err(checks::no_training_examples()) };
-        let ModelConfig { embed: e, hidden: h, classes: c, .. } = d.config;
-        let extent = d.rows.saturating_mul(fused::stride(&d.config));
-        let (table, capacity) = (self.table_steps(d.t), self.batch_rows.saturating_mul(d.t));
-        let from = fused::Source {
-            tokens: self.tokens.front(table.saturating_mul(capacity))?,
-            capacity,
-            labels: Ids { view: train.y.view(), below: c },
-            order: self.device_order.front(self.order.len())?,
-            class_weights: self.class_weights.as_ref().map(DeviceVec::view),
-        };
-        let to = fused::Gradients {
-            dx: self.work.dembedded.front_mut(d.tokens().saturating_mul(e))?,
-            partials: self.work.partials.front_mut(extent)?,
-            h_last: self.work.h_last.front_mut(d.rows * h)?,
-            dlogits: self.work.dlogits.front_mut(d.rows * c)?,
-            loss: self.work.loss.front_mut(d.rows)?,
-            hits: self.work.hits.front_mut(d.rows)?,
-        };
+        let (table, capacity) = (self.table_steps(d.t), d.tokens());
+        let tokens = self.tokens.front(table.saturating_mul(capacity))?;
+        let order = self.device_order.front(self.order.len())?;
+        let from = source(train, tokens, capacity, order, self.class_weights.as_ref(), &d.config);
+        let (to, finite) = self.work.fused_gradients(d)?;
         let (steps, cursor, shape) = (self.steps.front(table)?, self.cursor.view_mut(), (d.rows, d.t));
         let weights = self.places.weights(&self.params, self.stored.as_ref())?;
-        let flags = d.rows.saturating_mul(fused.warps());
-        let says = match &self.scaling {
-            Some(scaling) => Some((scaling.view(), self.work.finite.front_mut(flags)?)),
-            None => None,
-        };
+        let says = self.scaling.as_ref().map(|scaling| (scaling.view(), finite));
         fused::step(ctx, fused, &d.config, shape, steps, cursor, from, weights, to, says)?;
         if let Some(scaling) = &mut self.scaling {
-            let (finite, cursor) = (self.work.finite.front(flags)?, self.cursor.view());
+            let finite = self.work.finite.front(d.rows.saturating_mul(fused.warps()))?;
+            let cursor = self.cursor.view();
             let by_rows = (Some(d.rows), fused.warps());
             loss_scale(ctx, &self.adam, by_rows, steps, cursor, finite, scaling.view_mut())?;
         }
         self.adam_step(ctx, d, None)
+    }
+
+    /// Launches the table's steps from `first` on, `count` of them, of at most `d.rows` rows each.
+    fn steps_together(
+        &mut self,
+        ctx: &Context,
+        d: &Dims,
+        together: &FusedSteps,
+        (first, count): (usize, usize),
+    ) -> Result<()> {
+        let Some(train) = &self.train else { return Err(checks::no_training_examples()) };
+        let (table, capacity) = (self.table_steps(d.t), d.tokens());
+        let pairs = table.saturating_mul(capacity);
+        let order = self.device_order.front(self.order.len())?;
+        let from =
+            source(train, self.tokens.front(pairs)?, capacity, order, self.class_weights.as_ref(), &d.config);
+        let table = fused_steps::Table {
+            steps: self.steps.front(table)?,
+            cursor: self.cursor.view_mut(),
+            sorted: self.sorted.front(pairs)?,
+            begins: self.begins.front(table.saturating_mul(self.buckets.bounds()))?,
+            signals: self.signals.view_mut(),
+        };
+        let state =
+            adam::State { params: self.params.view_mut(), m: self.m.view_mut(), v: self.v.view_mut() };
+        let (to, finite) = self.work.fused_gradients(d)?;
+        let scaling = self.scaling.as_mut().map(|scaling| (scaling.view_mut(), finite));
+        let stored = self.stored.as_mut().map(DeviceVec::view_mut);
+        fused_steps::train(
+            ctx,
+            together,
+            &self.adam,
+            &d.config,
+            d.t,
+            (first, count),
+            table,
+            from,
+            self.places.arena(),
+            state,
+            to,
+            self.sums.view_mut(),
+            stored,
+            scaling,
+        )
     }
 
     /// The last launch of a step: of `d.rows` rows, whose gradients are in the plan's parts; or after a fused step, of at
@@ -456,20 +501,27 @@ impl<S: Stored> Loaded<S> {
         (SORTED_BYTES / bytes.max(1)).clamp(1, TABLE_STEPS)
     }
 
-    /// The graphs to launch for `steps`.
-    fn cut(&self, steps: &[StepState]) -> Vec<Recorded> {
+    /// What to launch for `steps`, the first ones of the table.
+    fn cut(&self, steps: &[StepState]) -> Vec<Launch> {
         let mut plan = Vec::new();
+        let mut first = 0;
         for run in steps.chunk_by(|a, b| self.fuses(a).is_some() && self.fuses(b).is_some()) {
-            if run.first().is_some_and(|step| self.fuses(step).is_some()) {
+            let end = first + run.len();
+            if run.first().is_none_or(|step| self.fuses(step).is_none()) {
+                let single = |step: &StepState| Recorded::Single { rows: step.rows, clips: step.clips() };
+                plan.extend(run.iter().map(|step| Launch::Graph(single(step))));
+            } else if self.together.is_some() {
+                let most = fused_steps::MOST_STEPS;
+                plan.extend((first..end).step_by(most).map(|at| Launch::Together(at, most.min(end - at))));
+            } else {
                 let mut rest = run.len();
                 for many in GRAPH_STEPS {
                     let fit = rest / many as usize;
-                    plan.extend(std::iter::repeat_n(Recorded::Fused(many), fit));
+                    plan.extend(std::iter::repeat_n(Launch::Graph(Recorded::Fused(many)), fit));
                     rest -= fit * many as usize;
                 }
-            } else {
-                plan.extend(run.iter().map(|step| Recorded::Single { rows: step.rows, clips: step.clips() }));
             }
+            first = end;
         }
         plan
     }
@@ -515,6 +567,15 @@ impl<S: Stored> Loaded<S> {
         if rows > self.batch_rows {
             self.forget_graphs(ctx)?;
             self.batch_rows = rows;
+            let ModelConfig { vocab, embed, .. } = self.model.config;
+            self.together = match self.fused {
+                Ok(fused) if self.path == PathChoice::Steps => {
+                    FusedSteps::of(ctx, fused, &self.model.config, rows, t)
+                }
+                _ => None,
+            };
+            self.buckets =
+                self.together.map_or_else(|| Buckets::new(vocab, embed), |together| together.buckets);
         }
         let table = self.table_steps(t);
         let pairs = table.saturating_mul(self.batch_rows).saturating_mul(t);
@@ -563,8 +624,7 @@ impl<S: Stored> Loaded<S> {
 
     /// The fused forward pass for rows of `t` ids, if there is one.
     fn forward_fused(&self, ctx: &Context, t: usize) -> Option<Fused> {
-        let allowed = self.path == PathChoice::Best;
-        let fused = if allowed { Fused::new(&self.model.config, t).ok() } else { None };
+        let fused = if self.path.fuses() { Fused::new(&self.model.config, t).ok() } else { None };
         fused.and_then(|fused| fused.forward_within(ctx.fused_bytes))
     }
 
@@ -646,7 +706,8 @@ impl<S: Stored> Session for Loaded<S> {
         self.prepare(ctx, largest, t, steps)?;
         for steps in steps.chunks(self.table_steps(t)) {
             let plan = self.cut(steps);
-            for what in &plan {
+            for launch in &plan {
+                let Launch::Graph(what) = launch else { continue };
                 if !self.graphs.contains_key(what) {
                     let graph = self.record(ctx, *what, t)?;
                     *recorded += 1;
@@ -657,9 +718,23 @@ impl<S: Stored> Session for Loaded<S> {
             upload(ctx, "the steps", self.steps.view_mut(), &table)?;
             clear(ctx, "the steps' cursor", self.cursor.view_mut())?;
             self.sort(ctx, steps.len(), t)?;
-            for what in &plan {
-                if let Some(graph) = self.graphs.get(what) {
-                    graph.launch(ctx)?;
+            for launch in &plan {
+                match (launch, self.together) {
+                    (Launch::Graph(what), _) => match self.graphs.get(what) {
+                        Some(graph) => graph.launch(ctx)?,
+                        None => {
+                            return Err(Error::Failed(
+                                "a step that was not recorded; please report this".into(),
+                            ));
+                        }
+                    },
+                    (&Launch::Together(first, count), Some(together)) => {
+                        let d = self.dims(self.batch_rows, t);
+                        self.steps_together(ctx, &d, &together, (first, count))?;
+                    }
+                    (Launch::Together(..), None) => {
+                        return Err(Error::Failed("steps without their kernel; please report this".into()));
+                    }
                 }
             }
             if let Some(last) = steps.last() {
@@ -781,9 +856,24 @@ impl<S: Stored> Session for Loaded<S> {
 
 /// The fused kernels that training on rows of `t` ids takes, or why none.
 fn fused_path(ctx: &Context, path: PathChoice, config: &ModelConfig, t: usize) -> Result<Fused, Unfused> {
-    match path {
-        PathChoice::Best => Fused::new(config, t)?.within(ctx.fused_bytes),
-        _ => Err(Unfused::Forbidden),
+    if path.fuses() { Fused::new(config, t)?.within(ctx.fused_bytes) } else { Err(Unfused::Forbidden) }
+}
+
+/// Where fused steps take their rows from.
+fn source<'a>(
+    train: &'a Resident,
+    tokens: View<'a, Pair>,
+    capacity: usize,
+    order: View<'a, u32>,
+    class_weights: Option<&'a DeviceVec<f32>>,
+    config: &ModelConfig,
+) -> fused::Source<'a> {
+    fused::Source {
+        tokens,
+        capacity,
+        labels: Ids { view: train.y.view(), below: config.classes },
+        order,
+        class_weights: class_weights.map(DeviceVec::view),
     }
 }
 

@@ -189,6 +189,24 @@ impl<S: Stored> Workspace<S> {
             && self.hits.fits(b)
     }
 
+    /// What fused steps of at most `d.rows` rows leave, and in f16 their flags; [`Self::fit_fused`] has made room.
+    pub(super) fn fused_gradients(
+        &mut self,
+        d: &Dims,
+    ) -> Result<(fused::Gradients<'_, S>, ViewMut<'_, u32>)> {
+        let ModelConfig { embed: e, hidden: h, classes: c, .. } = d.config;
+        let extent = d.rows.saturating_mul(fused::stride(&d.config));
+        let gradients = fused::Gradients {
+            dx: self.dembedded.front_mut(d.tokens().saturating_mul(e))?,
+            partials: self.partials.front_mut(extent)?,
+            h_last: self.h_last.front_mut(d.rows * h)?,
+            dlogits: self.dlogits.front_mut(d.rows * c)?,
+            loss: self.loss.front_mut(d.rows)?,
+            hits: self.hits.front_mut(d.rows)?,
+        };
+        Ok((gradients, self.finite.front_mut(d.rows.saturating_mul(fused::MOST_WARPS))?))
+    }
+
     /// The arrays and sizes that a pass of these dimensions needs.
     pub(super) fn fit(&mut self, ctx: &Context, d: &Dims, plan: Option<&Plan>) -> Result<()> {
         let ModelConfig { embed: e, hidden: h, classes: c, .. } = d.config;

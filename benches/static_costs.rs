@@ -5,7 +5,7 @@
 //! Each answer is compared with the oracle's before it is counted. `cargo bench --bench static_costs` prints Markdown;
 //! `-- --record FILE` writes it to a file too; `-- --test` counts a smaller grid, twice, and compares.
 
-use recurve::backend::cuda::{Cuda, CudaEngine, ImageChoice};
+use recurve::backend::cuda::{Cuda, CudaEngine, ImageChoice, PathChoice};
 use recurve::backend::{
     AdamConfig, CellDims, CrossEntropyDims, DenseDims, EmbeddingDims, Engine as _, MatmulDims, Ops as _,
     Part, Parts, SequenceDims, StepState, TrainState,
@@ -248,35 +248,44 @@ fn engine(soft: &Soft, cuda: Cuda, quick: bool) -> (String, String) {
     let examples = examples(steps * BATCH);
     let rows = examples.y.len();
     let model = Model::new(ModelConfig::default()).expect("the default model is valid");
-    let mut engine = CudaEngine::new(cuda);
-    let parts = Parts { train: Some(&examples), test: Some(&examples), ..Parts::default() };
-    let state = TrainState::new(model.init(1));
-    engine.load(&model, &state, AdamConfig::default(), parts).expect("the examples fit the model");
-    let order: Vec<u32> = (0..steps * BATCH).collect();
-    engine.set_order(&order, Metrics::default()).expect("the engine is loaded");
+    let loaded = |cuda: Cuda, path: PathChoice| {
+        let mut engine = CudaEngine::with_path(cuda, path);
+        let parts = Parts { train: Some(&examples), test: Some(&examples), ..Parts::default() };
+        let state = TrainState::new(model.init(1));
+        engine.load(&model, &state, AdamConfig::default(), parts).expect("the examples fit the model");
+        let order: Vec<u32> = (0..steps * BATCH).collect();
+        engine.set_order(&order, Metrics::default()).expect("the engine is loaded");
+        engine
+    };
     let step = |k: u32| StepState::new(u64::from(k) + 1, 0.001, k % steps * BATCH, BATCH);
-    let mut train = |first: u32, count: u32| {
+    let train = |engine: &mut CudaEngine, first: u32, count: u32| {
         let steps: Vec<StepState> = (first..first + count).map(step).collect();
         counted(soft, || {
             engine.train(&steps).expect("the engine trains");
             engine.poll(true).expect("trained");
         })
     };
-    let recorded = train(0, 1);
-    let one = train(1, 1);
-    let many = train(2, steps);
+    let mut engine = loaded(cuda, PathChoice::Best);
+    let recorded = train(&mut engine, 0, 1);
+    let one = train(&mut engine, 1, 1);
+    let many = train(&mut engine, 2, steps);
     let evaluation = counted(soft, || {
         engine.evaluate(Part::Test, BATCH as usize).expect("the engine evaluates");
     });
     let evaluated = format!("an evaluation of {rows} rows");
+    let mut engine = loaded(engine.into_cuda(), PathChoice::Steps);
+    train(&mut engine, 0, 1);
+    let together = train(&mut engine, 1, steps);
 
     let (mut host, mut kernels) = (String::new(), String::new());
     kernel_rows(&mut kernels, "a training step", &one);
+    kernel_rows(&mut kernels, &format!("{steps} steps, one launch"), &together);
     kernel_rows(&mut kernels, &evaluated, &evaluation);
     for (what, counters) in [
         ("the first step, recorded, and a poll", &recorded),
         ("a step and a poll", &one),
         (&format!("{steps} steps and a poll"), &many),
+        (&format!("{steps} steps by one launch (`RECURVE_CUDA_PATH=steps`), and a poll"), &together),
         (&evaluated, &evaluation),
     ] {
         let t = counters.totals;

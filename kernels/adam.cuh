@@ -68,9 +68,11 @@ __device__ __forceinline__ void update_four(const Update& k, float4 g, float4 p,
     }
 }
 
+// AHEAD: how many are asked for at a time.
+template <u32 AHEAD = 16>
 __device__ __forceinline__ float sum_partials(const float* partials, u32 count, u64 stride) {
     float sum = 0.0f;
-#pragma unroll 16
+#pragma unroll AHEAD
     for (u32 p = 0; p < count; ++p) sum += partials[p * stride];
     return sum;
 }

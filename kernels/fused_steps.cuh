@@ -34,7 +34,7 @@ __device__ __forceinline__ void wait_for(const u32* signal, u32 arrivals) {
 
 // ---------------------------------------------------------------- what the roles share
 
-// As fused_step's and adam_step's parameters of these names.
+// As the parameters of fused_step and adam_step of these names.
 template <typename T>
 struct Training {
     const Step* steps;
@@ -71,7 +71,7 @@ struct Training {
     }
 };
 
-// What an update of step `s` needs besides gradients; of f16 also whether there is one, once the gradients are there.
+// What an update needs besides gradients.
 template <typename T>
 struct Rule {
     Update k;
@@ -90,12 +90,13 @@ struct LossScale {
         if constexpr (SCALES<T>) now = *a.scaling;
     }
 
-    // Once the gradients are there. False: the step is skipped.
+    // Once the gradients are there, sets what f16 multiplies and updates them by. False: the step is skipped.
     __device__ __forceinline__ bool next(const Training<T>& a, const Step& step, Rule<T>& rule) {
         if constexpr (SCALES<T>) {
             now = next_scaling(now, all_set(a.finite, (u64)step.rows * (THREADS / WARP)), step, a.beta1, a.beta2);
-            rule.k = update_of(step, a.one_minus_beta1, a.one_minus_beta2, a.eps, 1.0f);
-            rule.k.alpha = now.alpha;
+            Step scaled = step;
+            scaled.alpha = now.alpha;
+            rule = Rule<T>(a, scaled);
             rule.unscale = now.inverse;
             return now.done != 0;
         }
@@ -176,7 +177,10 @@ __device__ __forceinline__ void dense_role(const Training<T>& a, u32* cursor, u3
 template <u32 THREADS, typename T>
 __device__ __forceinline__ void layer_role(const Training<T>& a, u32 block) {
     const u32 n = a.stride();
-    const u32 own = block * THREADS + threadIdx.x;
+    // As few threads of a block as there are elements for, by whole warps: a row's sums come from the second-level cache, and a
+    // multiprocessor gets so much at a time.
+    const u32 threads = min(THREADS, (n + a.layer_blocks * WARP - 1) / (a.layer_blocks * WARP) * WARP);
+    const u32 own = threadIdx.x < threads ? block * threads + threadIdx.x : n;
     Element kept(a.params, a.m, a.v, (u64)a.layer_begin + min(own, n - 1));
     LossScale<T, THREADS> scale(a);
     arrive(a.signals + PARAMETERS);
@@ -185,13 +189,13 @@ __device__ __forceinline__ void layer_role(const Training<T>& a, u32 block) {
         Rule<T> rule(a, step);
         wait_for(a.signals + GRADIENTS, a.row_blocks * (s + 1));
         const auto update_one = [&](u32 i, Element& x) {
-            float g = sum_partials(a.partials + i, step.rows, n);
+            float g = sum_partials<32>(a.partials + i, step.rows, n);
             if constexpr (SCALES<T>) g *= rule.unscale;
             update_at(rule.k, g, x, a.params, a.m, a.v, a.stored, (u64)a.layer_begin + i);
         };
         if (scale.next(a, step, rule)) {
             if (own < n) update_one(own, kept);
-            for (u32 i = own + a.layer_blocks * THREADS; i < n; i += a.layer_blocks * THREADS) {
+            for (u32 i = own + a.layer_blocks * threads; i < n; i += a.layer_blocks * threads) {
                 Element other(a.params, a.m, a.v, (u64)a.layer_begin + i);
                 update_one(i, other);
             }

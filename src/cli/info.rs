@@ -162,6 +162,12 @@ fn cuda_paths() -> Vec<String> {
         "  --precision     f32, bf16 and f16 by the same paths; f16 has one kernel more a fused step, else two: the loss' scale"
             .to_string(),
     );
+    lines.push(format!(
+        "  many a launch   with RECURVE_CUDA_PATH=steps, {} fused steps by one kernel, the same bits: a block a multiprocessor, of which a \
+         device has to have {} more than a batch has rows",
+        recurve::backend::cuda::MOST_STEPS,
+        recurve::backend::cuda::LEAST_UPDATERS
+    ));
     for (h, e) in [(32, 16), (32, 32), (32, 64), (64, 16), (64, 32)] {
         let config = ModelConfig { hidden: h, embed: e, ..ModelConfig::default() };
         let longest = |kibibytes: usize| {

@@ -14,12 +14,12 @@ use crate::error::Result;
 use crate::model::ModelConfig;
 use crate::tuning::{EMBEDDING_TILE, SIGNAL_PITCH, STAGED_QUADS};
 
-/// Steps of a launch.
-pub(super) const MOST_STEPS: usize = 64;
+/// Steps of one launch, at most.
+pub const MOST_STEPS: usize = 64;
 /// Numbers that the blocks signal by.
 pub(super) const SIGNALS: usize = 2 * SIGNAL_PITCH as usize;
-/// The fewest blocks that update parameters; fewer would keep the others waiting.
-const LEAST_UPDATERS: usize = 8;
+/// The fewest blocks that update parameters, beside one for each row; fewer would keep the others waiting.
+pub const LEAST_UPDATERS: usize = 8;
 
 /// How a device's multiprocessors are shared out, a block each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,11 +62,11 @@ impl FusedSteps {
     ) -> Option<Self> {
         let ModelConfig { vocab, embed, hidden, classes, .. } = *config;
         let updaters = updaters(multiprocessors, rows)?;
-        // A warp for the metrics and for each element of the dense layer, a thread for each of the LSTM, as far as that leaves
-        // most blocks to the table.
+        // A warp for the metrics and for each element of the dense layer; of the LSTM's elements, of which there is a part for each
+        // row to be read, half as many blocks as there are, if each has two warps' elements.
         let elements = hidden.saturating_add(1).saturating_mul(classes).saturating_add(1);
         let dense = elements.div_ceil(fused.warps()).min(updaters / 8);
-        let layer = fused::stride(config).div_ceil(32 * fused.warps()).min(updaters / 4);
+        let layer = fused::stride(config).div_ceil(64).min(updaters / 2);
         let buckets = Buckets::dealt(vocab, embed, updaters - dense - layer);
         // As `Bucket` of fused_steps.cuh lays it out; a row's ids come behind what fused_step keeps of it.
         let bits = (buckets.owned as usize).div_ceil(32);
@@ -222,8 +222,8 @@ mod tests {
     #[test]
     fn every_block_has_a_multiprocessor_and_every_element_a_block() {
         let found = shared_out(132, 32, &ModelConfig::default()).unwrap();
-        assert_eq!((found.rows, found.dense, found.layer, found.buckets.count), (32, 9, 25, 66));
-        assert_eq!(found.buckets.owned, 152);
+        assert_eq!((found.rows, found.dense, found.layer, found.buckets.count), (32, 9, 50, 41));
+        assert_eq!(found.buckets.owned, 244);
         assert_eq!(found.bytes, found.fused.step_bytes + 4 * 32);
         assert_eq!(shared_out(39, 32, &ModelConfig::default()), None);
         assert_eq!(shared_out(40, 32, &ModelConfig::default()).map(|f| f.blocks()), Some(40));

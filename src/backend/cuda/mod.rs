@@ -47,6 +47,7 @@ pub use buffer::{CudaBuffer, CudaIds};
 pub use context::{ImageChoice, LoadedImage, Missing, devices, staged_rows};
 pub use engine::CudaEngine;
 pub use fused::{Fused, Unfused};
+pub use fused_steps::{LEAST_UPDATERS, MOST_STEPS};
 pub use path::PathChoice;
 
 use super::*;

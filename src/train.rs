@@ -112,6 +112,8 @@ pub fn train(
     let narrow_rows =
         u32::try_from(rows).map_err(|_| Error::Failed(format!("{rows} rows are more than 2^32")))?;
 
+    // Batches between two polls; an epoch begins with what the one before came to.
+    let mut chunk = 1;
     while checkpoint.progress.epoch < options.epochs {
         if patience_is_over(checkpoint, &options) {
             outcome.ending = Ending::Patience;
@@ -132,7 +134,6 @@ pub fn train(
         let mut rest = steps.get(usize::try_from(done).unwrap_or(usize::MAX)..).unwrap_or_default();
         let epoch_begun = Instant::now();
         let mut metrics = checkpoint.progress.metrics;
-        let mut chunk = 1;
         while !rest.is_empty() {
             let (now, later) = rest.split_at(chunk.min(rest.len()));
             let chunk_begun = Instant::now();
@@ -154,7 +155,8 @@ pub fn train(
             }
             let took = chunk_begun.elapsed();
             chunk = if took < POLL / 2 {
-                chunk * 2
+                // The epoch's last batches may be fewer, and say nothing of more.
+                if now.len() == chunk { chunk * 2 } else { chunk }
             } else if took > POLL * 2 {
                 (chunk / 2).max(1)
             } else {

@@ -198,8 +198,8 @@ fn the_fused_path_has_the_bits_of_the_unfused_one() {
 }
 
 /// Many steps in one launch, by blocks that wait for each other, and the two kernels of each step: the same bits. Rows of the table
-/// that come in no step, in each, and more often than a chunk of their gradients holds; more blocks than rows of the table; batches
-/// of different sizes and of none, more steps than a launch has, steps that clip and take another path between them.
+/// that come in no step, in each, and more often than a chunk of their gradients holds; chunks of several rows; more blocks than
+/// rows; batches of different sizes and of none, more steps than a launch has, steps that clip and take another path between them.
 #[test]
 fn many_steps_in_one_launch_have_the_bits_of_single_ones() {
     const CLASS_WEIGHTS: [f32; 3] = [0.5, 2.0, 1.25];
@@ -209,6 +209,7 @@ fn many_steps_in_one_launch_have_the_bits_of_single_ones() {
         (2, 40, 5, 7, 3, false, 130, &[2, 1, 0, 3]),
         (7, 500, 16, 32, 2, true, 9, &[32, 8]),
         (9, 2, 64, 9, 3, false, 3, &[32, 30]),
+        (9, 50, 61, 7, 2, false, 2, &[32, 31]),
         (6, 90, 33, 20, 2, true, 6, &[5, 2]),
         (5, 2000, 17, 11, 3, false, 5, &[4]),
         (4, 30, 16, 33, 2, false, 5, &[5, 3]),

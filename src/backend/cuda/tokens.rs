@@ -10,7 +10,7 @@ use crate::tuning::{ADAM_THREADS, EMBEDDING_TILE, SORT_THREADS};
 /// Two numbers of a token (tokens.cu): its id's key and the token among the sorted, its id and its place there among the tokens.
 pub(super) type Pair = [u32; 2];
 
-/// How `adam_step` divides a table `[V,E]` among its blocks; it depends on nothing else.
+/// How `adam_step`, or `fused_steps`, divides a table `[V,E]` among its blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Buckets {
     /// Rows of the table that a block owns: a thread has four columns of one row.
@@ -24,7 +24,7 @@ pub(super) struct Buckets {
 }
 
 impl Buckets {
-    /// For a table of `v` rows and `e` columns, neither 0.
+    /// `adam_step`'s, for a table of `v` rows and `e` columns, neither 0.
     pub(super) fn new(v: usize, e: usize) -> Self {
         let tile = EMBEDDING_TILE as usize;
         let quads = e.min(tile).div_ceil(4).max(1);
@@ -43,7 +43,7 @@ impl Buckets {
         }
     }
 
-    /// The same for about so many blocks, at most, each of which owns rows of any number; E is within a tile.
+    /// `fused_steps`': at most so many blocks, each of which owns as many rows as that takes; E is within a tile.
     pub(super) fn dealt(v: usize, e: usize, blocks: usize) -> Self {
         let owned = v.div_ceil(blocks.max(1)).max(1);
         Self::owning(owned, v, e)

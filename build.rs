@@ -1,8 +1,8 @@
 //! Turns kernels/*.cu into what the binary embeds, and writes `kernels.rs` for `src/backend/cuda/image.rs`.
 //!
 //! With NVRTC (see [`nvrtc::find`]): every file becomes PTX for its baseline and a cubin for each architecture in
-//! [`SHIPPED`]; cubins for [`TABLE`] give the table of registers and spills. The committed PTX is embedded beside the
-//! built one if it belongs to these sources.
+//! [`SHIPPED`]; cubins give the table of registers and spills, those for [`TABLE`] where PTX is renewed. The committed PTX
+//! is embedded beside the built one if it belongs to these sources.
 //! Without: the committed PTX alone, if it belongs to these sources. Never a stub, never a stale kernel.
 //!
 //! | variable | meaning |
@@ -380,8 +380,8 @@ struct Built {
 }
 
 impl Built {
-    /// Compiles everything. Architectures that are only in the table are left out where `committed` has its rows from
-    /// the same compiler, unless `all`.
+    /// Compiles everything that is embedded. The table has the rows of `committed` if they are from the same compiler; else
+    /// those of what is embedded, as compiling for the other architectures takes minutes. With `all` it does that too.
     fn compile(nvrtc: &Nvrtc, tree: &Tree, committed: Option<&Committed>, all: bool) -> Result<Self> {
         let Nvrtc { library, .. } = nvrtc;
         if library.is_absolute() {
@@ -426,10 +426,8 @@ impl Built {
         }
 
         let known = committed.filter(|committed| !all && committed.version == version);
-        let (wanted, unknown): (Vec<&str>, Vec<&str>) = TABLE
-            .iter()
-            .filter(|arch| SHIPPED.contains(arch) || known.is_none())
-            .partition(|a| nvrtc.supports(a));
+        let (wanted, unknown): (Vec<&str>, Vec<&str>) =
+            TABLE.iter().filter(|arch| SHIPPED.contains(arch) || all).partition(|a| nvrtc.supports(a));
         if !unknown.is_empty() {
             let names: Vec<_> = unknown.iter().map(|arch| format!("sm_{arch}")).collect();
             warning(&format!(

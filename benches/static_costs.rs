@@ -332,7 +332,7 @@ fn main() {
     let open = || Cuda::with_image(0, ImageChoice::Committed).unwrap_or_else(|error| panic!("{error}"));
     let cuda = open();
     assert!(cuda.is_software(), "{} is no software device: its counts cannot be read", cuda.name());
-    let (name, staged) = (cuda.name(), cuda.staged_rows());
+    let (name, staged) = (cuda.name(), cuda.staged_rows().unwrap_or_else(|error| panic!("{error}")));
 
     let (operations, kernels) = (String::new(), String::new());
     let mut report = Report { soft, cuda, quick, operations, kernels };
@@ -343,7 +343,7 @@ fn main() {
     // What a device with more shared memory does differently: more of U of 128 units is staged.
     soft.set("compute_capability", 90).unwrap_or_else(|error| panic!("{error}"));
     let cuda = open();
-    let staged_most = cuda.staged_rows();
+    let staged_most = cuda.staged_rows().unwrap_or_else(|error| panic!("{error}"));
     let mut most = Report { soft, cuda, quick, operations: String::new(), kernels: String::new() };
     let case = |d| lstm_sequence::Case { d, dh: false, dh_last: true, dc_last: false };
     let (d, shape) = if quick {

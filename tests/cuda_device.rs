@@ -6,11 +6,12 @@
 #![allow(clippy::unwrap_used)]
 
 use recurve::backend::cuda::{Cuda, CudaEngine, PathChoice};
-use recurve::backend::{AdamConfig, Engine, Part, Parts, StepState, TrainState};
+use recurve::backend::{AdamConfig, Engine, Part, Parts, Precision, StepState, TrainState};
 use recurve::data::Examples;
 use recurve::metrics::Metrics;
 use recurve::model::{Model, ModelConfig};
 use recurve::rng::{Purpose, Rng};
+use recurve::tuning::SEQUENCE_STREAMED;
 use softcuda::{Scope, Soft};
 
 const ROWS: usize = 70;
@@ -34,7 +35,10 @@ fn engine(model: &Model, examples: &Examples) -> CudaEngine {
 }
 
 fn engine_with(path: PathChoice, model: &Model, examples: &Examples) -> CudaEngine {
-    let mut engine = CudaEngine::with_path(Cuda::new(0).unwrap(), path);
+    load(CudaEngine::with_path(Cuda::new(0).unwrap(), path), model, examples)
+}
+
+fn load(mut engine: CudaEngine, model: &Model, examples: &Examples) -> CudaEngine {
     let parts = Parts { train: Some(examples), test: Some(examples), ..Parts::default() };
     engine.load(model, &TrainState::new(model.init(3)), AdamConfig::default(), parts).unwrap();
     let order: Vec<u32> = (0..ROWS as u32).collect();
@@ -154,8 +158,8 @@ fn the_same_bits_on_every_generation(soft: &Soft) {
         let bits: Vec<u32> =
             [&state.params, &state.m, &state.v].iter().flat_map(|a| a.iter().map(|x| x.to_bits())).collect();
         println!(
-            "compute capability {capability}: {} of 64 rows staged, loss {}, on {}",
-            engine.cuda().staged_rows(),
+            "compute capability {capability}: {} of {SEQUENCE_STREAMED} rows staged, loss {}, on {}",
+            engine.cuda().staged_rows().unwrap(),
             metrics.loss(),
             engine.cuda().device_name()
         );
@@ -166,6 +170,39 @@ fn the_same_bits_on_every_generation(soft: &Soft) {
     soft.reset();
 }
 
+/// Whatever is trained, no more kernel files are loaded than it launches kernels of. (A recording may not load any: the
+/// software device refuses that.)
+fn what_is_launched_is_loaded_and_nothing_else() {
+    let files = |hidden, path, precision| {
+        let model = Model::new(ModelConfig { vocab: 50, embed: 5, hidden, ..Default::default() }).unwrap();
+        let examples = examples();
+        let engine = CudaEngine::with_path(Cuda::new(0).unwrap(), path).in_precision(precision);
+        assert_eq!(engine.cuda().loaded(), ["fill"], "nothing was launched");
+        let mut engine = load(engine, &model, &examples);
+        engine.train(&steps(0)).unwrap();
+        engine.poll(true).unwrap();
+        engine.evaluate(Part::Test, 16).unwrap();
+        engine.cuda().loaded()
+    };
+    let [f32, f16] = [Precision::F32, Precision::F16];
+    let fused = ["adam", "cross_entropy", "fill", "fused", "tokens"];
+    assert_eq!(files(7, PathChoice::Best, f32), fused);
+    assert_eq!(files(7, PathChoice::Steps, f32), ["cross_entropy", "fill", "fused", "fused_steps", "tokens"]);
+    assert_eq!(
+        files(7, PathChoice::Best, f16),
+        ["adam", "cross_entropy", "fill", "fused_half", "loss_scale", "store", "tokens"]
+    );
+    let unfused = |layer| {
+        let mut files =
+            vec!["adam", "batch", "cross_entropy", "dense", "embedding", "fill", "gemm", layer, "tokens"];
+        files.sort_unstable();
+        files
+    };
+    assert_eq!(files(7, PathChoice::Unfused, f32), unfused("lstm_sequence"));
+    assert_eq!(files(7, PathChoice::Persistent, f32), unfused("lstm_persistent"));
+    assert_eq!(files(7, PathChoice::Cells, f32), unfused("lstm_cell"));
+}
+
 #[test]
 fn launches_waits_and_generations() {
     let soft = softcuda::open().unwrap_or_else(|error| panic!("{error}"));
@@ -173,4 +210,5 @@ fn launches_waits_and_generations() {
     one_graph_a_step_where_it_is_not_fused(soft);
     the_same_bits_whether_it_fits_or_not(soft);
     the_same_bits_on_every_generation(soft);
+    what_is_launched_is_loaded_and_nothing_else();
 }

@@ -58,7 +58,6 @@ pub fn run(args: &InfoArgs) -> Result<()> {
 #[cfg(feature = "cuda")]
 fn cuda_lines() -> Vec<String> {
     use recurve::backend::cuda::{Cuda, devices};
-    use recurve::tuning::SEQUENCE_STREAMED;
     let count = match devices() {
         Ok(count) => count,
         Err(missing) => {
@@ -75,12 +74,10 @@ fn cuda_lines() -> Vec<String> {
         let info = cuda.info();
         let gibibytes = cuda.memory() as f64 / (1u64 << 30) as f64;
         let mut line = format!(
-            "device {:<10} {} ({}), {gibibytes:.1} GiB, {} of {SEQUENCE_STREAMED} streamed rows of U and {} bytes of a fused row in \
-             shared memory, persistent kernels up to H {}",
+            "device {:<10} {} ({}), {gibibytes:.1} GiB, {} bytes of shared memory a block, persistent kernels up to H {}",
             info.device,
             info.name,
             info.executed,
-            cuda.staged_rows(),
             cuda.fused_bytes(),
             cuda.persistent_units()
         );
@@ -182,14 +179,13 @@ fn cuda_paths() -> Vec<String> {
             format!("-{e}")
         ));
     }
-    // Less what the larger of the two kernels declares.
-    let of_kernel = |arch: &str| {
-        let rows = image::resources().iter().filter(|r| r.arch == arch && r.kernel.ends_with("_h128"));
-        rows.map(|r| r.shared_bytes).max().unwrap_or(0)
-    };
+    // Less what the largest of these kernels declares, which no architecture changes.
+    let kernels =
+        image::resources().iter().filter(|r| r.stem == "lstm_sequence" && r.kernel.contains("_h128"));
+    let used = kernels.map(|r| r.shared_bytes).max().unwrap_or(0);
     let staged: Vec<String> = SHARED_KIB
         .iter()
-        .map(|(arch, kib)| format!("{} on {arch}", staged_rows(*kib as u32 * 1024, of_kernel(arch))))
+        .map(|(arch, kib)| format!("{} on {arch}", staged_rows(*kib as u32 * 1024, used)))
         .collect();
     lines.push(format!(
         "  rows of U in shared memory at H 97-128, of {} not in registers: {}",

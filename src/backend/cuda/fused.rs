@@ -1,8 +1,9 @@
 //! Launches the kernels that take a batch row through everything: `fused_step` and `fused_forward`.
 
 use super::buffer::{Ids, View, ViewMut};
-use super::context::{Context, Kernel, Typed};
+use super::context::Context;
 use super::half::{Scaling, Stored};
+use super::kernels::{Kernel, Typed};
 use super::launch::{Call, size};
 use super::steps::{CURSORS, Step};
 use super::tokens::Pair;
@@ -152,22 +153,6 @@ impl fmt::Display for Fused {
     }
 }
 
-/// The kernels of the fused path, each of which is given all the shared memory there is.
-pub(super) fn all(k: &Typed) -> [&Kernel; 10] {
-    [
-        &k.fused_step_h32_e16,
-        &k.fused_step_h32_e32,
-        &k.fused_step_h32_e64,
-        &k.fused_step_h64_e16,
-        &k.fused_step_h64_e32,
-        &k.fused_forward_h32_e16,
-        &k.fused_forward_h32_e32,
-        &k.fused_forward_h32_e64,
-        &k.fused_forward_h64_e16,
-        &k.fused_forward_h64_e32,
-    ]
-}
-
 /// All parameters, those that are multiplied stored as `S`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Weights<'a, S> {
@@ -279,7 +264,7 @@ pub(super) fn step<S: Stored>(
     // engine has checked that the step's rows lie within the order, the order's within the data set. The tokens are those
     // that `sort_tokens` wrote for these steps: ids below V, which it compared, and places below rows·T. Labels were
     // compared with C above. The kernel is wide enough for H and E, and its shared memory is what `Fused::new` counts,
-    // allowed when the kernels were loaded.
+    // allowed when the kernel was loaded.
     unsafe {
         call.launch([grid, 1, 1], fused.step_threads(), size("fused_step", "shared bytes", fused.step_bytes)?)
     }

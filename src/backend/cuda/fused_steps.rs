@@ -2,10 +2,11 @@
 
 use super::adam::{self, Arena, State};
 use super::buffer::{View, ViewMut, clear};
-use super::context::{Context, Kernel, Typed};
+use super::context::Context;
 use super::cross_entropy::MetricSums;
 use super::fused::{self, Fused, Source};
 use super::half::{Scaling, Stored};
+use super::kernels::{Kernel, Typed};
 use super::launch::{Call, size};
 use super::steps::{CURSORS, Step};
 use super::tokens::{Buckets, Pair};
@@ -93,17 +94,6 @@ impl FusedSteps {
 /// The blocks that update parameters, if the rows leave enough multiprocessors to them.
 pub(super) fn updaters(multiprocessors: usize, rows: usize) -> Option<usize> {
     multiprocessors.checked_sub(rows).filter(|&left| left >= LEAST_UPDATERS)
-}
-
-/// The kernels, each of which is given all the shared memory there is.
-pub(super) fn all(k: &Typed) -> [&Kernel; 5] {
-    [
-        &k.fused_steps_h32_e16,
-        &k.fused_steps_h32_e32,
-        &k.fused_steps_h32_e64,
-        &k.fused_steps_h64_e16,
-        &k.fused_steps_h64_e32,
-    ]
 }
 
 /// What the steps are made of besides [`Source`]: the table of steps, and its tokens as
@@ -206,7 +196,7 @@ pub(super) fn train<S: Stored>(
     // rows, of which there is one for each row of a step; those of parameters stay within their ranges of the arena, which was
     // checked, and those of the table within the rows that `buckets` deals out, by which the tokens were sorted. Steps `first` to
     // `first + count` lie within the table. The grid has no more blocks than the device multiprocessors, and shared memory is
-    // what `within` counts, allowed when the kernels were loaded.
+    // what `within` counts, allowed when the kernel was loaded.
     unsafe { call.launch_together([grid, 1, 1], together.fused.step_threads(), bytes) }
 }
 

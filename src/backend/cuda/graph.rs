@@ -19,8 +19,24 @@ impl std::fmt::Debug for Graph {
 }
 
 impl Graph {
-    /// Records what `body` launches on the context's stream, without doing it.
-    pub(super) fn record(ctx: &Context, body: impl FnOnce() -> Result<()>) -> Result<Self> {
+    /// Records what `body` launches on the context's stream, without doing it: once more than there is reason to load kernels,
+    /// which a recording does not allow.
+    pub(super) fn record(ctx: &Context, mut body: impl FnMut() -> Result<()>) -> Result<Self> {
+        loop {
+            ctx.library.begin_recording();
+            let recorded = Self::capture(ctx, &mut body);
+            let lacking = ctx.library.end_recording();
+            if lacking.is_empty() {
+                return recorded;
+            }
+            drop(recorded);
+            for kernel in &lacking {
+                ctx.function(kernel)?;
+            }
+        }
+    }
+
+    fn capture(ctx: &Context, body: impl FnOnce() -> Result<()>) -> Result<Self> {
         let fail = |error| ctx.error("recording a training step", error);
         // Other threads' calls do not end this recording.
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;

@@ -1,7 +1,8 @@
 //! The types that numbers are stored in on the device, and the scale of f16's loss.
 
 use super::buffer::{DeviceVec, View, ViewMut};
-use super::context::{Context, Kernel, Kernels, Typed};
+use super::context::Context;
+use super::kernels::{Kernel, Kernels, Typed};
 use super::launch::{Call, blocks, fours};
 use super::steps::{CURSORS, Step};
 use crate::backend::{AdamConfig, LossScale, Precision};

@@ -5,7 +5,8 @@
 //! caller of [`Call::launch`] is the parameters' order, and that the dimensions pushed bound what the kernel touches.
 
 use super::buffer::{View, ViewMut};
-use super::context::{Context, Kernel};
+use super::context::Context;
+use super::kernels::Kernel;
 use crate::error::{Error, Result};
 use crate::tuning::ELEMENT_FOURS;
 use cudarc::driver::result::{self, DriverError};
@@ -201,12 +202,14 @@ impl<'c> Call<'c> {
             return Ok(());
         }
         let (ctx, name) = (self.ctx, self.kernel.name);
+        // A recording that lacks it is done again.
+        let Some(function) = ctx.function(self.kernel)? else { return Ok(()) };
         // The driver reads as many arguments as the kernel has, of its sizes, whatever was pushed.
         let bytes = &self.bytes[..self.count];
-        if bytes != self.kernel.parameters {
+        if bytes != function.parameters {
             return Err(Error::Failed(format!(
                 "{name} takes parameters of {:?} bytes, and was given {bytes:?}; please report this",
-                self.kernel.parameters
+                function.parameters
             )));
         }
         let fail = |error| ctx.error(&format!("launching {name}"), error);
@@ -219,7 +222,7 @@ impl<'c> Call<'c> {
         // live through the call, before it returns. The rest is the caller's promise.
         unsafe {
             launch(
-                self.kernel.function,
+                function.handle,
                 grid.into(),
                 (block, 1, 1),
                 shared_bytes,

@@ -1,8 +1,9 @@
 //! Launches the persistent kernels: a whole sequence in one launch, by blocks that wait for each other.
 
 use super::buffer::{View, ViewMut, set_bytes};
-use super::context::{Context, Kernel, Typed};
+use super::context::Context;
 use super::half::Stored;
+use super::kernels::{Kernel, Typed};
 use super::launch::Call;
 use super::lstm_sequence::{Backward, with_sums};
 use super::path::Path;

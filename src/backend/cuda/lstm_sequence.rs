@@ -3,9 +3,10 @@
 
 use super::adam::Partials;
 use super::buffer::{View, ViewMut, clear, copy};
-use super::context::{Context, Kernel, STAGED_ROW_BYTES, Typed};
+use super::context::Context;
 use super::gemm::{Slices, column_sums, gemm};
 use super::half::{Stored, in_place};
+use super::kernels::{Kernel, STAGED_ROW_BYTES, Typed};
 use super::launch::{Call, size};
 use super::lstm_cell::{self, Input, StateGradient};
 use super::lstm_persistent::{self, Groups};
@@ -109,11 +110,6 @@ pub(super) fn with_sums<'c, S: Stored>(
     }
 }
 
-/// The kernels that keep a part of U in dynamic shared memory.
-pub(super) fn staging(k: &Typed) -> [&Kernel; 2] {
-    [&k.lstm_sequence_forward_h128, &k.lstm_sequence_backward_h128]
-}
-
 fn kernel(k: &Typed, padded: u32, forward: bool) -> &Kernel {
     match (padded, forward) {
         (32, true) => &k.lstm_sequence_forward_h32,
@@ -127,9 +123,10 @@ fn kernel(k: &Typed, padded: u32, forward: bool) -> &Kernel {
     }
 }
 
-/// Rows of U to keep in dynamic shared memory, and its bytes.
-fn staged(ctx: &Context, padded: u32) -> (u32, u32) {
-    if padded == 128 { (ctx.staged_rows, ctx.staged_rows * STAGED_ROW_BYTES) } else { (0, 0) }
+/// Rows of U that a kernel of `padded` units keeps in dynamic shared memory, and its bytes.
+fn staged(ctx: &Context, padded: u32, kernel: &Kernel) -> Result<(u32, u32)> {
+    let rows = if padded == 128 { ctx.staged_rows(kernel)? } else { 0 };
+    Ok((rows, rows * STAGED_ROW_BYTES))
 }
 
 /// Assigns `gates`, `h` and `c` from `x` `[T,B,E]` and the initial state `[B,H]`, zeros where absent.
@@ -190,8 +187,8 @@ pub(super) fn forward<S: Stored>(
         }
         return Ok(());
     };
-    let (staged, bytes) = staged(ctx, padded);
     let kernel = kernel(S::of(&ctx.kernels), padded, true);
+    let (staged, bytes) = staged(ctx, padded, kernel)?;
     let states = t.saturating_add(1);
     let call = Call::new(ctx, kernel)
         .input_or_null("h0 [B,H]", h0, &[batch, hidden])?
@@ -209,7 +206,7 @@ pub(super) fn forward<S: Stored>(
     // SAFETY: the parameters are `h0, c0, u, pre, gates, h, c, t, batch, hidden, staged`, each array of the size that was
     // checked; `pre` may be `gates`: an element is read before the same thread writes it; a block has one row below B and
     // units below H, which the kernel is wide enough for (`path`); `bytes` is what `staged` rows take, and was allowed when
-    // the kernels were loaded.
+    // the kernel was loaded.
     unsafe { call.launch([grid, 1, 1], 4 * padded, bytes) }
 }
 
@@ -287,7 +284,7 @@ pub(super) fn backward<S: Stored>(
                 (64, Accumulates::All { .. }) => &k.lstm_sequence_backward_h64_e32,
                 _ => kernel(k, padded, false),
             };
-            let (staged, bytes) = staged(ctx, padded);
+            let (staged, bytes) = staged(ctx, padded, kernel)?;
             let states = t.saturating_add(1);
             // The kernels of 96 and 128 units run one block for each row up to the same limit, and sum nothing.
             let grid = size("lstm_sequence_backward", "x [T,B,E]", batch)?.min(SEQUENCE_PARTIALS);

@@ -2,7 +2,8 @@
 //!
 //! | module | what it holds |
 //! | --- | --- |
-//! | `context` | the driver, a device, the kernels' image that was loaded on it |
+//! | `context` | the driver, a device |
+//! | `kernels` | the kernels' images, and each kernel on the device, loaded when it is first launched |
 //! | `buffer` | memory on the device and the pinned memory on the way there |
 //! | `launch` | a kernel's arguments, checked as they are pushed |
 //! | one for each kernel file | one typed function for each kernel |
@@ -34,6 +35,7 @@ mod gemm;
 mod graph;
 mod half;
 pub mod image;
+mod kernels;
 mod launch;
 mod lstm_cell;
 mod lstm_persistent;
@@ -44,10 +46,11 @@ mod tokens;
 
 pub use activation::Activation;
 pub use buffer::{CudaBuffer, CudaIds};
-pub use context::{ImageChoice, LoadedImage, Missing, devices, staged_rows};
+pub use context::{Missing, devices};
 pub use engine::CudaEngine;
 pub use fused::{Fused, Unfused};
 pub use fused_steps::{LEAST_UPDATERS, MOST_STEPS};
+pub use kernels::{ImageChoice, LoadedImage, staged_rows};
 pub use path::PathChoice;
 
 use super::*;
@@ -120,12 +123,12 @@ impl Cuda {
 
     /// The image of the kernels that was loaded.
     pub fn image(&self) -> &LoadedImage {
-        &self.ctx.image
+        &self.ctx.library.image
     }
 
     /// Images that were tried before [`image`](Self::image), each with why it would not load.
     pub fn refused_images(&self) -> &[String] {
-        &self.ctx.refused
+        &self.ctx.library.refused
     }
 
     /// Compute capability, major and minor.
@@ -143,10 +146,21 @@ impl Cuda {
         self.ctx.driver_version()
     }
 
-    /// Rows of the recurrent matrix that the sequence kernels of 128 units keep in shared memory, of the 64 that are
-    /// not in registers. It changes their speed and no bit of their results.
-    pub fn staged_rows(&self) -> u32 {
-        self.ctx.staged_rows
+    /// The files of kernels/ that have been loaded so far: each when one of its kernels was first launched.
+    pub fn loaded(&self) -> Vec<&'static str> {
+        self.ctx.library.loaded()
+    }
+
+    /// Rows of the recurrent matrix that the f32 sequence kernels of 128 units keep in shared memory, of the
+    /// [`SEQUENCE_STREAMED`](crate::tuning::SEQUENCE_STREAMED) that are not in registers. It changes their speed and no bit of
+    /// their results.
+    ///
+    /// # Errors
+    /// If the kernels cannot be loaded, which tells it.
+    pub fn staged_rows(&self) -> Result<u32> {
+        let k = &self.ctx.kernels.f32;
+        let forward = self.ctx.staged_rows(&k.lstm_sequence_forward_h128)?;
+        Ok(forward.min(self.ctx.staged_rows(&k.lstm_sequence_backward_h128)?))
     }
 
     /// Bytes of shared memory that a block of the fused kernels can have.

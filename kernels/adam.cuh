@@ -30,7 +30,8 @@ __device__ __forceinline__ void update(const Update& k, float g, float& p, float
 struct Element {
     float p, mean, square;
 
-    __device__ __forceinline__ Element(const float* params, const float* m, const float* v, u64 i) : p(params[i]), mean(m[i]), square(v[i]) {}
+    __device__ __forceinline__ Element(const float* params, const float* m, const float* v, u64 i)
+        : p(params[i]), mean(m[i]), square(v[i]) {}
 };
 
 // Writes the element anew, and its copy, if T is not float.
@@ -90,4 +91,3 @@ __device__ __forceinline__ float sum_dense(const T* h_last, const float* dlogits
     }
     return warp_sum(sum);
 }
-

@@ -48,14 +48,17 @@ static_assert(sizeof(MetricSums) == 32, "as backend::cuda::MetricSums");
 
 // ---------------------------------------------------------------- activations
 
-// x = n·ln 2 + r with an integer n and |r| <= ln 2 / 2 (and a little): sets n, returns exp(r) − 1.
+constexpr float LOG2_E = 1.44269504f;
+
+// x = m·unit, unit a power of two or its negative, is n·ln 2 + r with an integer n and |r| <= ln 2 / 2 (and a little): sets n, returns
+// exp(r) − 1. log2_unit: LOG2_E·unit, exactly, so that n does not wait for x.
 // For |x| <= 104. Minimax coefficients of Cephes' expf; ln 2 in two parts, of which the first makes n·LN2_HI exact.
-__device__ __forceinline__ float reduced_expm1(float x, int& n) {
+__device__ __forceinline__ float reduced_expm1(float m, float unit, float log2_unit, int& n) {
     constexpr float ROUND = 12582912.0f;  // 1.5·2^23: adding it rounds to an integer that stands in the low bits
-    constexpr float LOG2_E = 1.44269504f;
     constexpr float LN2_HI = 355.0f / 512.0f;
     constexpr float LN2_LO = -2.12194440e-4f;
-    const float rounded = fmaf(x, LOG2_E, ROUND);
+    const float x = m * unit;
+    const float rounded = fmaf(m, log2_unit, ROUND);
     const float whole = rounded - ROUND;
     const float r = fmaf(-whole, LN2_LO, fmaf(-whole, LN2_HI, x));
     // By Estrin's scheme: three products deep where Horner's is six.
@@ -76,7 +79,7 @@ __device__ __forceinline__ float strict_exp(float x) {
     x = x > 89.0f ? 89.0f : x;
     x = x < -104.0f ? -104.0f : x;
     int n;
-    const float expm1 = reduced_expm1(x, n);
+    const float expm1 = reduced_expm1(x, 1.0f, LOG2_E, n);
     // Two factors: 2^n may be out of range where the product is subnormal or just below infinity.
     const int half = n >> 1;
     return (1.0f + expm1) * power_of_two(half) * power_of_two(n - half);
@@ -84,7 +87,7 @@ __device__ __forceinline__ float strict_exp(float x) {
 
 // numerator / denominator, rounded to nearest, without the branch for extreme operands that a division has: the approximate
 // reciprocal, of which no bit reaches the result as long as it is within a unit in the last place (NVIDIA's bound), and the exact
-// remainder. For the operands of sigmoid_or_tanh alone: benches/EXPERIMENTS.md says how all of them were compared with a division.
+// remainder. For the operands of squash alone: benches/EXPERIMENTS.md says how all of them were compared with a division.
 __device__ __forceinline__ float quotient(float numerator, float denominator) {
     float near;
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(near) : "f"(denominator));
@@ -95,29 +98,48 @@ __device__ __forceinline__ float quotient(float numerator, float denominator) {
     return fmaf(remainder, fmaf(error, near, near), second);
 }
 
-// sigmoid(x), or tanh(x), by one sequence of instructions: lanes of a warp that need the one and the other do not part. sigmoid is
-// q = e/(1+e) with e = e^−|x|, which cannot overflow, where x is negative (small results keep their relative accuracy), else 1 − q;
-// tanh is (e−1)/(e+1) with e − 1 = e^2|x| − 1, which keeps it where x is small. What the reciprocal does not wait for, the numerator
-// and the last step's factor and summand, is free.
-__device__ __forceinline__ float sigmoid_or_tanh(float x, bool is_tanh) {
-    const float a = fabsf(x);
-    const float z = is_tanh ? (a > 10.0f ? 20.0f : a + a) : (a > 104.0f ? -104.0f : -a);
+// sigmoid or tanh, as numbers: lanes of a warp that need the one and the other do not part, and nothing waits for a predicate.
+struct Squash {
+    float limit;  // of |x|: the result does not change beyond
+    float unit, log2_unit;
+    float slope, offset;  // the last step's summand is slope·factor + offset
+    u32 one;              // 1 or −1 in bits
+    u32 tanh_bits;        // all, or none
+
+    __device__ __forceinline__ explicit Squash(bool is_tanh)
+        : limit(is_tanh ? 10.0f : 104.0f), unit(is_tanh ? 2.0f : -1.0f), log2_unit(is_tanh ? 2.0f * LOG2_E : -LOG2_E),
+          slope(is_tanh ? 0.0f : -0.5f), offset(is_tanh ? -0.0f : 0.5f), one(is_tanh ? 0x3f800000u : 0xbf800000u),
+          tanh_bits(is_tanh ? ~0u : 0u) {}
+};
+
+// A value before its last step; product() is x times the value of a tanh, a step earlier.
+struct Squashed {
+    float quotient, factor, summand;
+
+    __device__ __forceinline__ float value() const { return fmaf(quotient, factor, summand); }
+    __device__ __forceinline__ float product(float x) const { return x * factor * quotient; }
+};
+
+// sigmoid(x) is q = e/(1+e) with e = e^−|x|, which cannot overflow, where x is negative (small results keep their relative accuracy),
+// else 1 − q; tanh(x) is ± q = (e−1)/(e+1) with e − 1 = e^2|x| − 1, which keeps it where x is small. What the reciprocal does not
+// wait for, the numerator, the factor and the summand, is free. A NaN is lost in the minimum, and comes back as the factor.
+__device__ __forceinline__ Squashed squash(float x, const Squash& kind) {
     int n;
-    const float expm1 = reduced_expm1(z, n);
+    const float expm1 = reduced_expm1(fminf(fabsf(x), kind.limit), kind.unit, kind.log2_unit, n);
     const int half = n >> 1;
     const float low = power_of_two(half), high = power_of_two(n - half);
     const float scale = low * high;
     const float denominator = fmaf(scale, expm1, scale + 1.0f);
     const float e = (1.0f + expm1) * low * high;
-    const float numerator = is_tanh ? fmaf(scale, expm1, scale - 1.0f) : e;
-    const bool is_low = x < 0.0f;
-    const float factor = is_tanh ? copysignf(1.0f, x) : is_low ? 1.0f : -1.0f;
-    const float summand = is_tanh ? copysignf(0.0f, x) : is_low ? 0.0f : 1.0f;
-    return fmaf(quotient(numerator, denominator), factor, summand);
+    const float e_minus_1 = fmaf(scale, expm1, scale - 1.0f);
+    const u32 numerator = (__float_as_uint(e_minus_1) & kind.tanh_bits) | (__float_as_uint(e) & ~kind.tanh_bits);
+    const float sign = __uint_as_float((__float_as_uint(x) & 0x80000000u) ^ kind.one);
+    const float factor = x == x ? sign : x;
+    return {quotient(__uint_as_float(numerator), denominator), factor, fmaf(kind.slope, factor, kind.offset)};
 }
 
-__device__ __forceinline__ float strict_sigmoid(float x) { return sigmoid_or_tanh(x, false); }
-__device__ __forceinline__ float strict_tanh(float x) { return sigmoid_or_tanh(x, true); }
+__device__ __forceinline__ float strict_sigmoid(float x) { return squash(x, Squash(false)).value(); }
+__device__ __forceinline__ float strict_tanh(float x) { return squash(x, Squash(true)).value(); }
 
 // Natural logarithm (Cephes' logf): x = 2^n·(1+f) with 1+f in [√½, √2). NaN for x < 0 and NaN, −∞ for 0.
 __device__ __forceinline__ float strict_log(float x) {
@@ -164,18 +186,28 @@ struct GateValues {
     float i, f, g, o;
 };
 
-// Of four numbers the gate's own. By bits: selections would become branches, and lanes of a warp have different gates.
-__device__ __forceinline__ float of_gate(u32 gate, float i, float f, float g, float o) {
-    const u32 bits = (__float_as_uint(i) & (gate == GATE_I ? ~0u : 0u)) | (__float_as_uint(f) & (gate == GATE_F ? ~0u : 0u)) |
-                     (__float_as_uint(g) & (gate == GATE_G ? ~0u : 0u)) | (__float_as_uint(o) & (gate == GATE_O ? ~0u : 0u));
-    return __uint_as_float(bits);
-}
+// All bits of the gate's own, none of the others'. By bits: selections would become branches, and lanes of a warp have different gates.
+struct GateBits {
+    u32 i, f, g, o;
+
+    __device__ __forceinline__ explicit GateBits(u32 gate)
+        : i(gate == GATE_I ? ~0u : 0u), f(gate == GATE_F ? ~0u : 0u), g(gate == GATE_G ? ~0u : 0u), o(gate == GATE_O ? ~0u : 0u) {}
+
+    // From here on in registers, not computed anew where they are used.
+    __device__ __forceinline__ void hold() { asm volatile("" : "+r"(i), "+r"(f), "+r"(g), "+r"(o)); }
+
+    // Of four numbers the gate's own.
+    __device__ __forceinline__ float of(float of_i, float of_f, float of_g, float of_o) const {
+        return __uint_as_float((__float_as_uint(of_i) & i) | (__float_as_uint(of_f) & f) | (__float_as_uint(of_g) & g) |
+                               (__float_as_uint(of_o) & o));
+    }
+};
 
 // What the backward pass of a time step needs of its forward pass, and no gradient: the factor that takes dc_all (dh_all, if the gate
 // is o) to the gradient by the gate's pre-activation, and the one that takes dh_all to its part of dc_all. own: v's of this gate.
-__device__ __forceinline__ float gate_slope(u32 gate, float own, const GateValues& v, float c_prev, float tanh_c) {
+__device__ __forceinline__ float gate_slope(u32 gate, const GateBits& bits, float own, const GateValues& v, float c_prev, float tanh_c) {
     const float slope = gate == GATE_G ? d_tanh(own) : d_sigmoid(own);
-    return of_gate(gate, v.g, c_prev, v.i, tanh_c) * slope;
+    return bits.of(v.g, c_prev, v.i, tanh_c) * slope;
 }
 
 __device__ __forceinline__ float state_slope(float o, float tanh_c) { return o * d_tanh(tanh_c); }
@@ -204,6 +236,13 @@ __device__ __forceinline__ float shared1(const void* at) {
     float x;
     asm volatile("ld.shared.f32 %0, [%1];" : "=f"(x) : "r"((u32)__cvta_generic_to_shared(at)));
     return x;
+}
+
+// One number to shared memory, or nothing; no branch, which whatever stands behind it would wait for.
+__device__ __forceinline__ void store_if(bool condition, float* at, float x) {
+    asm volatile("{ .reg .pred p; setp.ne.u32 p, %2, 0; @p st.shared.f32 [%0], %1; }" ::"r"((u32)__cvta_generic_to_shared(at)), "f"(x),
+                 "r"((u32)condition)
+                 : "memory");
 }
 
 // Four numbers to global memory, at a multiple of 16 bytes; one instruction, for the same reason.

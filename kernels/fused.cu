@@ -3,7 +3,7 @@
 // dense.cu and cross_entropy.cu; every sum has the order of the kernels there, so that the bits are the same.
 //
 //   fused_step      forward and backward of row blockIdx of the step at the cursor, by two halves of a block. One walks through time,
-//                   thread tid = unit tid/4, gate tid%4; the other helps, a time step ahead of it or behind. A barrier of all a
+//                   thread tid = unit tid/4, gate tid%4; the other helps, time steps ahead of it or behind. A barrier of all a
 //                   time step.
 //                   1. x[s] = table[ids[s]]. The helpers: given[s] = b + x[s]·W (a chain in the order of k); the walkers add h[s]·U
 //                      (four chains, as in lstm_sequence.cu), and keep what the backward pass needs that is no gradient

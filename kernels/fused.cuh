@@ -87,6 +87,7 @@ template <u32 HP, u32 EP, typename T>
 __device__ __forceinline__ const float* walk(const float (&w)[EP], const float (&u)[HP], float bias, const float* x, float* h_rows, u32 t) {
     const u32 unit = threadIdx.x / GATES;
     const u32 gate = threadIdx.x % GATES;
+    const Squash kind(gate == GATE_G);
     float c_now = 0.0f;
     if (gate == GATE_I) h_rows[unit] = 0.0f;
     // x has been written, too.
@@ -96,9 +97,9 @@ __device__ __forceinline__ const float* walk(const float (&w)[EP], const float (
         const float given = next;
         const float pre = recur<HP>(h_rows + s % 2 * HP, u, given);
         next = project<EP>(x + min(s + 1, t - 1) * EP, w, bias);
-        const GateValues v = exchange(sigmoid_or_tanh(pre, gate == GATE_G));
+        const GateValues v = exchange(squash(pre, kind).value());
         c_now = fmaf(v.f, c_now, v.i * v.g);
-        const float h_now = as_stored<T>(v.o * strict_tanh(c_now));
+        const float h_now = as_stored<T>(squash(c_now, Squash(true)).product(v.o));
         if (gate == GATE_I) h_rows[(s + 1) % 2 * HP + unit] = h_now;
         __syncthreads();
     }
@@ -254,7 +255,7 @@ __device__ __forceinline__ void row_step(const Kept<HP, EP>& kept, const Step& s
         [[maybe_unused]] float scale = 1.0f;
         if constexpr (SCALES<T>) scale = scaling->scale;
         const ClassColumn<HP> first(a, hidden, classes, thread / WARP);
-        // Forward: the part of pre that needs no h, a time step ahead.
+        // Forward: the part of pre that needs no h, two time steps ahead.
         {
             const u32 unit = thread / GATES;
             const u32 gate = thread % GATES;
@@ -266,11 +267,12 @@ __device__ __forceinline__ void row_step(const Kept<HP, EP>& kept, const Step& s
             if (thread < HP) kept.h_rows[thread] = 0.0f;
             meet<THREADS>();
             pre[0] = project<EP>(kept.x, w, bias);
+            if (t > 1) pre[GateRow<HP>::ROW] = project<EP>(kept.x + EP, w, bias);
             // Shared memory is asked for before a barrier, not when the walkers do it.
             Row<EP> x;
-            x.load(kept.x + min(1, t - 1) * EP);
+            x.load(kept.x + min(2, t - 1) * EP);
             meet<THREADS>();
-            for (u32 s = 1; s <= t; ++s) {
+            for (u32 s = 2; s <= t + 1; ++s) {
                 if (s < t) pre[s * GateRow<HP>::ROW] = project(x, w, bias);
                 x.load(kept.x + min(s + 1, t - 1) * EP);
                 meet<THREADS>();
@@ -356,35 +358,51 @@ __device__ __forceinline__ void row_step(const Kept<HP, EP>& kept, const Step& s
             float c_now = 0.0f;
             meet<THREADS>();
             meet<THREADS>();
-            // A step's part of the backward pass is written in the next one, where there is time.
+            // A step's part of the backward pass is written in the next one, where there is time: the gate's slope in its place of a row
+            // of gates, f and the state's slope by the lanes of f and o; the one of i has written h.
             GateValues v = {};
             float own = 0.0f;
             float c_prev = 0.0f;
             float tanh_c = 0.0f;
-            const auto keep = [&](u32 s) {
-                v = {as_stored<T>(v.i), as_stored<T>(v.f), as_stored<T>(v.g), as_stored<T>(v.o)};
-                gates[s * GateRow<HP>::ROW] = gate_slope(gate, as_stored<T>(own), v, c_prev, tanh_c);
-                if (gate == GATE_F) kept.forget[s * HP + unit] = v.f;
-                if (gate == GATE_O) kept.states[s * HP + unit] = state_slope(v.o, tanh_c);
+            const Squash kind(gate == GATE_G);
+            GateBits bits(gate);
+            // Of 64 units every register is taken.
+            if constexpr (HP == 32) bits.hold();
+            const bool has_h = gate == GATE_I;
+            const bool has_f = gate == GATE_F;
+            const bool has_state = has_f || gate == GATE_O;
+            float* mine = (has_h ? kept.h_rows : has_f ? kept.forget : kept.states) + unit;
+            const auto keep = [&](bool there) {
+                const GateValues stored = {as_stored<T>(v.i), as_stored<T>(v.f), as_stored<T>(v.g), as_stored<T>(v.o)};
+                store_if(there, gates - GateRow<HP>::ROW, gate_slope(gate, bits, as_stored<T>(own), stored, c_prev, tanh_c));
+                store_if(there && has_state, mine - HP, has_f ? stored.f : state_slope(stored.o, tanh_c));
             };
             const float* h_at = kept.h_rows;
-            const float* given_at = gates;
-            for (u32 s = 0; s < t; ++s) {
-                const float given = shared1(given_at);
+            float given = shared1(gates);
+            bool there = false;
+            for (u32 left = t; left > 0; --left) {
                 const float pre = recur<HP>(h_at, u, given);
                 h_at += HP;
-                given_at += GateRow<HP>::ROW;
-                // At s = 0 there is nothing to keep; the same again is cheaper than a branch.
-                keep(s > 0 ? s - 1 : 0);
-                own = sigmoid_or_tanh(pre, gate == GATE_G);
-                v = exchange(own);
+                const float own_now = squash(pre, kind).value();
+                const GateValues now = exchange(own_now);
+                const float c_next = fmaf(now.f, c_now, now.i * now.g);
+                const Squashed tanh_next = squash(c_next, Squash(true));
+                keep(there);
+                there = true;
+                gates += GateRow<HP>::ROW;
+                mine += HP;
+                // The next time step's, before the barrier.
+                if (left > 1) given = shared1(gates);
+                own = own_now;
+                v = now;
                 c_prev = c_now;
-                c_now = fmaf(v.f, c_now, v.i * v.g);
-                tanh_c = strict_tanh(c_now);
-                if (gate == GATE_I) kept.h_rows[(s + 1) * HP + unit] = as_stored<T>(v.o * tanh_c);
+                c_now = c_next;
+                tanh_c = tanh_next.value();
+                if (has_h) *mine = as_stored<T>(tanh_next.product(v.o));
                 meet<THREADS>();
             }
-            keep(t - 1);
+            keep(true);
+            gates -= t * GateRow<HP>::ROW;
         }
         float u[HP];
         load_slice<HP>(a.u, unit, hidden, gate, u);
@@ -403,31 +421,31 @@ __device__ __forceinline__ void row_step(const Kept<HP, EP>& kept, const Step& s
         float* own_at = gates + (t - 1) * GateRow<HP>::ROW;
         const float* state_at = kept.states + (t - 1) * HP + unit;
         const float* forget_at = kept.forget + (t - 1) * HP + unit;
-        const float* dpre_at = kept.gates + (t - 1) * GateRow<HP>::ROW;
-        float slope = *own_at;
-        float state = *state_at;
-        float f = *forget_at;
-        for (u32 s = t; s-- > 0;) {
+        const float4* dpre_at = (const float4*)(kept.gates + (t - 1) * GateRow<HP>::ROW) + gate;
+        float slope = shared1(own_at);
+        float state = shared1(state_at);
+        float f = shared1(forget_at);
+        for (u32 left = t;;) {
             *own_at = as_stored<T>(gate_backward(gate, slope, state, f, dh_now, dc_now));
-            if (s > 0) {
-                own_at -= GateRow<HP>::ROW;
-                state_at -= HP;
-                forget_at -= HP;
-                slope = *own_at;
-                state = *state_at;
-                f = *forget_at;
-            }
             meet<THREADS>();
-            if (s > 0) {
-                float chain[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-                add_slice<HP>((const float4*)dpre_at, gate, u, chain);
-                dpre_at -= GateRow<HP>::ROW;
-                dh_now = sum_slices(chain);
-            }
+            if (--left == 0) break;
+            float chain[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+            add_slice<HP>(dpre_at, 0, u, chain);
+            own_at -= GateRow<HP>::ROW;
+            state_at -= HP;
+            forget_at -= HP;
+            dpre_at -= GateRow<HP>::ROW / 4;
+            slope = shared1(own_at);
+            state = shared1(state_at);
+            f = shared1(forget_at);
+            dh_now = sum_slices(chain);
         }
     }
 
-    // dx, 16 inputs at a time: a thread has an input and one time step after another.
+    // dx, 16 inputs at a time: a thread has an input, and time step after time step; two side by side where there are so few warps that
+    // a multiprocessor waits for their chains.
+    constexpr u32 SIDE = HP == 32 ? 2 : 1;
+    constexpr u32 APART = THREADS / TILE_INPUTS;
     for (u32 first_k = 0; first_k < e; first_k += TILE_INPUTS) {
         if (first_k > 0) {
             // The tile before has been read.
@@ -436,18 +454,29 @@ __device__ __forceinline__ void row_step(const Kept<HP, EP>& kept, const Step& s
             meet<THREADS>();
         }
         const u32 k = threadIdx.x % TILE_INPUTS;
-        for (u32 s = threadIdx.x / TILE_INPUTS; s < t; s += THREADS / TILE_INPUTS) {
-            float sum = 0.0f;
+        for (u32 s = threadIdx.x / TILE_INPUTS; s < t; s += SIDE * APART) {
+            u32 at[SIDE];
+            float sum[SIDE] = {};
+            // Where there is no second one, the first again.
 #pragma unroll
-            for (u32 gate = 0; gate < GATES; ++gate) {
-                Row<HP> dpre, w;
-                dpre.load(kept.gates + s * GateRow<HP>::ROW + gate * GateRow<HP>::GATE);
-                w.load(kept.w_tile + k * TILE_PITCH<HP> + gate * HP);
-                sum = add_chain(dpre, w, sum);
+            for (u32 i = 0; i < SIDE; ++i) at[i] = s + i * APART < t ? s + i * APART : s;
+#pragma unroll
+            for (u32 part = 0; part < GATES * HP; part += WARP) {
+                const u32 place = part / HP * GateRow<HP>::GATE + part % HP;
+                Row<WARP> w;
+                w.load(kept.w_tile + k * TILE_PITCH<HP> + part);
+#pragma unroll
+                for (u32 i = 0; i < SIDE; ++i) {
+                    Row<WARP> dpre;
+                    dpre.load(kept.gates + at[i] * GateRow<HP>::ROW + place);
+                    sum[i] = add_chain(dpre, w, sum[i]);
+                }
             }
-            if (first_k + k < e) {
-                dx[(u64)kept.places[s] * e + first_k + k] = sum;
-                if constexpr (SCALES<T>) all_finite &= is_finite(sum);
+#pragma unroll
+            for (u32 i = 0; i < SIDE; ++i) {
+                if (first_k + k >= e || s + i * APART >= t) continue;
+                dx[(u64)kept.places[at[i]] * e + first_k + k] = sum[i];
+                if constexpr (SCALES<T>) all_finite &= is_finite(sum[i]);
             }
         }
     }
@@ -515,6 +544,11 @@ __device__ __forceinline__ void fused_forward(const u32* data, const u32* labels
     }
 }
 
+// Blocks of fused_forward that a multiprocessor shall have room for: so many that it always has an instruction to issue. With more
+// the compiler keeps fewer registers, and asks for h piece by piece.
+template <u32 HP, u32 EP>
+constexpr u32 RESIDENT = HP == 32 ? (EP == 16 ? 5 : EP == 32 ? 4 : 3) : EP == 16 ? 2 : 1;
+
 // The two kernels of these widths, named with this suffix. fused_step_…_f16 also takes the scale of the loss, and says of each warp of
 // each row whether all gradients that it wrote are finite.
 #define NO_PARAMETERS
@@ -522,17 +556,19 @@ __device__ __forceinline__ void fused_forward(const u32* data, const u32* labels
 #define SCALING_PARAMETERS , const Scaling *scaling, u32 *finite
 #define SCALING_ARGUMENTS , scaling, finite
 #define FUSED(hp, ep, suffix, T, parameters, arguments)                                                                         \
-    extern "C" __global__ void __launch_bounds__(2 * GATES * hp, 1)                                                              \
-    fused_step_h##hp##_e##ep##suffix(const Step* steps, u32* cursor, const uint2* tokens, const u32* labels, const u32* order,      \
-                             const float* class_weights, const T* table, const T* w, const T* u, const float* b, const T* dense_w, \
-                             const float* dense_b, float* dx, float* partials, T* h_last, float* dlogits, float* loss,          \
-                             float* hits, u32 t, u32 e, u32 hidden, u32 classes, u64 stride, u64 capacity parameters) {    \
-        fused_step<hp, ep, T>(steps, cursor, tokens, labels, order, class_weights, Weights<T>{table, w, u, b, dense_w, dense_b}, dx, partials, h_last, \
-                           dlogits, loss, hits, t, e, hidden, classes, stride, capacity arguments);                        \
+    extern "C" __global__ void __launch_bounds__(2 * GATES * hp, 1)                                                             \
+    fused_step_h##hp##_e##ep##suffix(const Step* steps, u32* cursor, const uint2* tokens, const u32* labels, const u32* order,  \
+                             const float* class_weights, const T* table, const T* w, const T* u, const float* b,                \
+                             const T* dense_w, const float* dense_b, float* dx, float* partials, T* h_last, float* dlogits,     \
+                             float* loss, float* hits, u32 t, u32 e, u32 hidden, u32 classes, u64 stride,                       \
+                             u64 capacity parameters) {                                                                         \
+        fused_step<hp, ep, T>(steps, cursor, tokens, labels, order, class_weights, Weights<T>{table, w, u, b, dense_w, dense_b},\
+                              dx, partials, h_last, dlogits, loss, hits, t, e, hidden, classes, stride, capacity arguments);    \
     }                                                                                                                           \
-    extern "C" __global__ void __launch_bounds__(GATES* hp)                                                                     \
+    extern "C" __global__ void __launch_bounds__(GATES* hp, RESIDENT<hp, ep>)                                                   \
     fused_forward_h##hp##_e##ep##suffix(const u32* data, const u32* labels, const T* table, const T* w, const T* u,             \
                                 const float* b, const T* dense_w, const float* dense_b, float* probs, float* loss,              \
                                 float* hits, u32 rows, u32 t, u32 e, u32 hidden, u32 classes) {                                 \
-        fused_forward<hp, ep, T>(data, labels, Weights<T>{table, w, u, b, dense_w, dense_b}, probs, loss, hits, rows, t, e, hidden, classes); \
+        fused_forward<hp, ep, T>(data, labels, Weights<T>{table, w, u, b, dense_w, dense_b}, probs, loss, hits, rows, t, e,     \
+                                 hidden, classes);                                                                              \
     }

@@ -3,7 +3,8 @@
 //   forward    pre = b + x·W + h_prev·U, or pre = given + x·W + h_prev·U;  i, f, o = sigmoid;  g = tanh
 //              c = f∘c_prev + i∘g      h = o∘tanh(c)
 //   backward   dh_all = dpre_next·Uᵀ + dh + dh_more      dc_all = dc + dh_all∘o∘(1 − tanh(c)²)
-//              dpre_i = dc_all∘g∘i(1−i)   dpre_f = dc_all∘c_prev∘f(1−f)   dpre_g = dc_all∘i∘(1−g²)   dpre_o = dh_all∘tanh(c)∘o(1−o)
+//              dpre_i = dc_all∘g∘i(1−i)   dpre_f = dc_all∘c_prev∘f(1−f)   dpre_g = dc_all∘i∘(1−g²)
+//              dpre_o = dh_all∘tanh(c)∘o(1−o)
 //              dc_prev = dc_all∘f
 // Shapes: x [B,E], h h_prev c c_prev dh dc [B,H], W [E,4H], U [H,4H], b [4H], gates pre dpre [B,4H]; gates are the activated ones.
 // Backward of a time step takes dpre of the step after it, so that one launch a step does product, activations and state; dx, dW,
@@ -223,7 +224,7 @@ __device__ __forceinline__ void cell_backward(const T* dpre_next, const T* u, co
 #pragma unroll
         for (u32 gate = 0; gate < GATES; ++gate) {
             const float own = gate == GATE_I ? v.i : gate == GATE_F ? v.f : gate == GATE_G ? v.g : v.o;
-            const float slope = gate_slope(gate, own, v, c_prev[state], tanh_c);
+            const float slope = gate_slope(gate, GateBits(gate), own, v, c_prev[state], tanh_c);
             dpre_row[gate * hidden] = narrow<T>((gate == GATE_O ? dh_sum : dc_all) * slope);
         }
         dc_prev[state] = dc_all * v.f;

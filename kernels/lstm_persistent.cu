@@ -223,11 +223,11 @@ __device__ __forceinline__ void persistent_forward(const T* u, const float* pre,
             // The pieces are written anew.
             __syncthreads();
 
-            const float gate_value = sigmoid_or_tanh(total, gate == GATE_G);
+            const float gate_value = squash(total, Squash(gate == GATE_G)).value();
             const GateValues v = exchange(gate_value);
             // All four lanes of the unit compute its state.
             const float c_now = fmaf(v.f, c_prev, v.i * v.g);
-            const float h_now = v.o * strict_tanh(c_now);
+            const float h_now = squash(c_now, Squash(true)).product(v.o);
             if (inside) {
                 if (gate == GATE_I) publish(h + state + state_step, h_now);
                 if (gate == GATE_F) c[state + state_step] = c_now;
@@ -296,7 +296,7 @@ __device__ __forceinline__ void persistent_backward(const T* u, const T* gates, 
             const float dh_own = inside && dh ? dh[state] : 0.0f;
             const float dh_more = inside && last && dh_last ? dh_last[own] : 0.0f;
             const GateValues v = exchange(value);
-            const float slope = gate_slope(gate, value, v, c_prev, tanh_c);
+            const float slope = gate_slope(gate, GateBits(gate), value, v, c_prev, tanh_c);
             const float of_state = state_slope(v.o, tanh_c);
 
             float total = 0.0f;

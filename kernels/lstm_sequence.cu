@@ -3,7 +3,8 @@
 // Rows of the batch are independent: a block takes one row (backward: one row after another) through all time steps, and blocks
 // never wait for each other. HP is H padded to 32, 64, 96 or 128; what is padded holds zeros, so that no sum depends on it.
 // A block has 4·HP threads. Thread tid belongs to unit tid/4; tid%4 is its gate, so that the four gates of a unit lie in one warp
-// and are exchanged by shuffles (lstm_sequence.cuh). One block barrier a time step: what threads exchange through shared memory is double-buffered.
+// and are exchanged by shuffles (lstm_sequence.cuh). One block barrier a time step: what threads exchange through shared memory is
+// double-buffered.
 //
 //   forward    pre holds x·W + b (one gemm over all time steps), and may be the array of the gates. A thread keeps its column of U
 //              in registers, the last output h lies in shared memory: to pre is added h·U, four chains of fmaf (k mod 4), added as
@@ -107,11 +108,14 @@ __device__ __forceinline__ void sequence_forward(const T* h0, const float* c0, c
                 [&](u32 n) { return column_four(u, KEPT + 4 * n, hidden, columns, col, valid); });
         }
         const float sum = given + ((chain[0] + chain[1]) + (chain[2] + chain[3]));
-        const float gate_value = sigmoid_or_tanh(sum, gate == GATE_G);
+        // Of 128 units no register is left to hold what Squash is made of: it is made anew.
+        u32 own_gate = gate;
+        if constexpr (KEPT < HP) asm volatile("" : "+r"(own_gate));
+        const float gate_value = squash(sum, Squash(own_gate == GATE_G)).value();
         const GateValues v = exchange(gate_value);
         // All four lanes of the unit compute its state.
         c_now = fmaf(v.f, c_now, v.i * v.g);
-        const float h_now = as_stored<T>(v.o * strict_tanh(c_now));
+        const float h_now = as_stored<T>(squash(c_now, Squash(true)).product(v.o));
         const u64 at = state + (s + 1) * state_step;
         if (gate == GATE_I) h_shared[(s + 1) % 2][unit] = h_now;
         if (valid) {
@@ -134,8 +138,9 @@ struct Read {
 // EP: how many input columns dW is summed for (0: none). SUMS: dU and db are summed.
 template <u32 HP, u32 KEPT, u32 EP, bool SUMS, typename T>
 __device__ __forceinline__ void sequence_backward(const T* x, const T* u, const T* gates, const T* h, const float* c,
-                                                  const float* dh, const float* dh_last, const float* dc_last, T* dpre, float* dh0, float* dc0, float* partials, u32 t, u32 batch, u32 e,
-                                                  u32 hidden, u64 stride, u32 staged) {
+                                                  const float* dh, const float* dh_last, const float* dc_last, T* dpre, float* dh0,
+                                                  float* dc0, float* partials, u32 t, u32 batch, u32 e, u32 hidden, u64 stride,
+                                                  u32 staged) {
     constexpr u32 THREADS = GATES * HP;
     __shared__ __align__(16) float dpre_shared[2][GateRow<HP>::ROW];
     __shared__ __align__(16) float h_shared[2][SUMS ? HP : 1];
@@ -202,7 +207,7 @@ __device__ __forceinline__ void sequence_backward(const T* x, const T* u, const 
         const auto prepare = [&]() {
             const GateValues v = exchange(next.gate);
             const float tanh_c = strict_tanh(c_now);
-            slope = gate_slope(gate, next.gate, v, next.c_prev, tanh_c);
+            slope = gate_slope(gate, GateBits(gate), next.gate, v, next.c_prev, tanh_c);
             of_state = state_slope(v.o, tanh_c);
             f = v.f;
             c_now = next.c_prev;

@@ -70,10 +70,12 @@ __device__ __forceinline__ void add_slice(const float4* dpre, u32 slice, const f
 
 // Chains, then the four slices of the unit: (0+1)+(2+3) both times. All four lanes get the sum.
 __device__ __forceinline__ float sum_slices(const float (&chain)[4]) {
-    float sum = (chain[0] + chain[1]) + (chain[2] + chain[3]);
-    sum += __shfl_xor_sync(ALL_LANES, sum, 1);
-    sum += __shfl_xor_sync(ALL_LANES, sum, 2);
-    return sum;
+    const float sum = (chain[0] + chain[1]) + (chain[2] + chain[3]);
+    // All three at once.
+    const float by_1 = __shfl_xor_sync(ALL_LANES, sum, 1);
+    const float by_2 = __shfl_xor_sync(ALL_LANES, sum, 2);
+    const float by_3 = __shfl_xor_sync(ALL_LANES, sum, 3);
+    return (sum + by_1) + (by_2 + by_3);
 }
 
 // sum[4j + i] += left[j].i · right: a thread's column of an outer product.
@@ -91,14 +93,15 @@ __device__ __forceinline__ void add_column(const float4* left, float right, floa
 
 // A unit's four gates, in each of its lanes.
 __device__ __forceinline__ GateValues exchange(float own) {
-    const u32 quad = threadIdx.x % WARP / GATES * GATES;  // the unit's first lane
-    return {__shfl_sync(ALL_LANES, own, quad + GATE_I), __shfl_sync(ALL_LANES, own, quad + GATE_F),
-            __shfl_sync(ALL_LANES, own, quad + GATE_G), __shfl_sync(ALL_LANES, own, quad + GATE_O)};
+    return {__shfl_sync(ALL_LANES, own, GATE_I, GATES), __shfl_sync(ALL_LANES, own, GATE_F, GATES),
+            __shfl_sync(ALL_LANES, own, GATE_G, GATES), __shfl_sync(ALL_LANES, own, GATE_O, GATES)};
 }
 
-// One time step back for the thread's gate: the gradient by its pre-activation, and dc_now from the state to the one before.
+// One time step back for the thread's gate: the gradient by its pre-activation, and dc_now from the state to the one before, but
+// not of gate o, whose gradient is dh·slope where the others' is (dh·state + dc)·slope: with 1 and −0 in their places, which are
+// there before dh is.
 __device__ __forceinline__ float gate_backward(u32 gate, float slope, float state, float f, float dh_now, float& dc_now) {
-    const float dc_all = fmaf(dh_now, state, dc_now);
-    dc_now = dc_all * f;
-    return (gate == GATE_O ? dh_now : dc_all) * slope;
+    const float all = fmaf(dh_now, gate == GATE_O ? 1.0f : state, gate == GATE_O ? -0.0f : dc_now);
+    dc_now = all * f;
+    return all * slope;
 }

@@ -49,7 +49,7 @@ launch_constants! {
     CELL_THREADS = 256;
 
     /// Rows of U that the sequence kernels for 128 units keep out of the registers, so that 512 threads fit a multiprocessor.
-    SEQUENCE_STREAMED = 52;
+    SEQUENCE_STREAMED = 56;
     /// Most blocks, and so most partial sums, of the backward pass over a sequence.
     SEQUENCE_PARTIALS = 512;
 

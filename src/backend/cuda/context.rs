@@ -4,7 +4,7 @@
 //! functions that this crate calls, because calling one that is not there would be a panic.
 
 use super::buffer::Staging;
-use super::kernels::{Function, ImageChoice, Kernel, Kernels, Library};
+use super::kernels::{Function, ImageChoice, Kernel, Kernels, Loader};
 use crate::error::{Error, Result};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
@@ -154,7 +154,7 @@ pub(super) struct Context {
     pub(super) memory: usize,
     driver: i32,
     pub(super) kernels: Kernels,
-    pub(super) library: Library,
+    pub(super) loader: Loader,
     /// Bytes of shared memory that a block of the fused kernels can have.
     pub(super) fused_bytes: usize,
     pub(super) multiprocessors: u32,
@@ -165,7 +165,7 @@ pub(super) struct Context {
     pub(super) cuda: Arc<CudaContext>,
 }
 
-// SAFETY: the only fields that are not Send and Sync by themselves are handles of modules and functions in `library`. These are
+// SAFETY: the only fields that are not Send and Sync by themselves are handles of modules and functions in `loader`. These are
 // names that the driver gave out for the whole process; it takes them from any thread to which the context is bound,
 // which every use does first.
 unsafe impl Send for Context {}
@@ -177,7 +177,7 @@ impl fmt::Debug for Context {
         f.debug_struct("Context")
             .field("label", &self.label)
             .field("name", &self.name)
-            .field("image", &self.library.image)
+            .field("image", &self.loader.image)
             .finish_non_exhaustive()
     }
 }
@@ -231,7 +231,7 @@ impl Context {
             ));
         }
         let opt_in = u32::try_from(opt_in).unwrap_or(0);
-        let (kernels, library) = Library::open(&cuda, choice, capability, opt_in)
+        let (kernels, loader) = Loader::open(&cuda, choice, capability, opt_in)
             .map_err(|why| unloadable(&label, &name, driver, &why))?;
         Ok(Self {
             label,
@@ -240,7 +240,7 @@ impl Context {
             memory,
             driver,
             kernels,
-            library,
+            loader,
             fused_bytes: opt_in as usize,
             multiprocessors: u32::try_from(multiprocessors).unwrap_or(1),
             cooperative: cooperative != 0,
@@ -266,7 +266,7 @@ impl Context {
             "compute capability {}.{}, {}, driver for CUDA {}",
             self.capability.0,
             self.capability.1,
-            self.library.image,
+            self.loader.image,
             self.driver_version()
         )
     }
@@ -278,16 +278,16 @@ impl Context {
 
     /// What launches the kernel, loaded now if it has not been; None where a recording lacks it.
     pub(super) fn function(&self, kernel: &Kernel) -> Result<Option<&Function>> {
-        self.library.function(kernel).map_err(|why| self.unloadable(&why))
+        self.loader.function(kernel).map_err(|why| self.unloadable(&why))
     }
 
     /// Rows of U that the kernel, one for 128 units, has shared memory for; 0 where a recording lacks it.
     pub(super) fn staged_rows(&self, kernel: &Kernel) -> Result<u32> {
-        self.library.staged_rows(kernel).map_err(|why| self.unloadable(&why))
+        self.loader.staged_rows(kernel).map_err(|why| self.unloadable(&why))
     }
 
     fn unloadable(&self, why: &str) -> Error {
-        unloadable(&self.label, &self.name, self.driver, &format!("{}: {why}", self.library.image))
+        unloadable(&self.label, &self.name, self.driver, &format!("{}: {why}", self.loader.image))
     }
 
     /// Waits until everything asked for has been done. `doing` names what was asked for.

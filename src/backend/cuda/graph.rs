@@ -23,9 +23,9 @@ impl Graph {
     /// which a recording does not allow.
     pub(super) fn record(ctx: &Context, mut body: impl FnMut() -> Result<()>) -> Result<Self> {
         loop {
-            ctx.library.begin_recording();
+            ctx.loader.begin_recording();
             let recorded = Self::capture(ctx, &mut body);
-            let lacking = ctx.library.end_recording();
+            let lacking = ctx.loader.end_recording();
             if lacking.is_empty() {
                 return recorded;
             }

@@ -343,6 +343,20 @@ mod tests {
         }
     }
 
+    /// As none is loaded before it is launched, one that is not there would be found late.
+    #[test]
+    fn the_kernels_that_can_be_launched_are_the_entries() {
+        let listed = super::super::kernels::listed();
+        for module in MODULES {
+            let of_module = listed.iter().filter(|(stem, _)| *stem == module.stem);
+            let names: BTreeSet<_> = of_module.map(|(_, name)| name.to_string()).collect();
+            for image in module.ptx() {
+                assert_eq!(names, entries(text(image)), "{}: {image}", module.stem);
+            }
+        }
+        assert!(listed.iter().all(|(stem, _)| super::module(stem).is_some()), "of a file that is not there");
+    }
+
     #[test]
     fn every_entry_is_in_the_table_and_none_spills() {
         for row in resources() {

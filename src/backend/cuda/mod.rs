@@ -63,7 +63,7 @@ use lstm_cell::{Input, StateGradient};
 use lstm_sequence::Plan;
 use std::sync::Arc;
 
-/// A CUDA device with the kernels loaded, and a stream of its own. It cannot be cloned: an engine that records its steps
+/// A CUDA device with its kernels, and a stream of its own. It cannot be cloned: an engine that records its steps
 /// from the stream has to be the only one to use it.
 #[derive(Debug)]
 pub struct Cuda {
@@ -82,11 +82,11 @@ pub(super) fn auto() -> Result<CudaEngine, Option<String>> {
 }
 
 impl Cuda {
-    /// Opens device `ordinal` and loads the kernels, from the image that `RECURVE_CUDA_IMAGE` asks for (see
-    /// [`ImageChoice`]).
+    /// Opens device `ordinal`, with kernels from the image that `RECURVE_CUDA_IMAGE` asks for (see [`ImageChoice`]). Each
+    /// is loaded when it is first launched.
     ///
     /// # Errors
-    /// [`Error::Device`](crate::Error::Device) if there is no driver, no such device, or the kernels do not load on it.
+    /// [`Error::Device`](crate::Error::Device) if there is no driver, no such device, or no image of the kernels loads on it.
     pub fn new(ordinal: u32) -> Result<Self> {
         Self::with_image(ordinal, ImageChoice::from_env()?)
     }
@@ -123,12 +123,12 @@ impl Cuda {
 
     /// The image of the kernels that was loaded.
     pub fn image(&self) -> &LoadedImage {
-        &self.ctx.library.image
+        &self.ctx.loader.image
     }
 
     /// Images that were tried before [`image`](Self::image), each with why it would not load.
     pub fn refused_images(&self) -> &[String] {
-        &self.ctx.library.refused
+        &self.ctx.loader.refused
     }
 
     /// Compute capability, major and minor.
@@ -148,7 +148,7 @@ impl Cuda {
 
     /// The files of kernels/ that have been loaded so far: each when one of its kernels was first launched.
     pub fn loaded(&self) -> Vec<&'static str> {
-        self.ctx.library.loaded()
+        self.ctx.loader.loaded()
     }
 
     /// Rows of the recurrent matrix that the f32 sequence kernels of 128 units keep in shared memory, of the

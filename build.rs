@@ -11,13 +11,17 @@
 //! | `CUDA_PATH`, `CUDA_HOME`, `VIRTUAL_ENV`, `CONDA_PREFIX` | looked into |
 //! | `RECURVE_NVRTC=off` | do not look for NVRTC |
 //! | `RECURVE_PTX_OUT` | a folder to write what belongs into kernels/ptx to; `scripts/ptx` sets it |
+//! | `RECURVE_KERNEL_CACHE` | a folder that keeps what NVRTC makes: what is there already is not compiled again |
 
+#[path = "build/cache.rs"]
+mod cache;
 #[path = "build/nvrtc.rs"]
 mod nvrtc;
 #[path = "src/tuning.rs"]
 #[allow(dead_code)]
 mod tuning;
 
+use cache::Cache;
 use nvrtc::{Compiled, Nvrtc, Target};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -52,7 +56,7 @@ fn main() {
 
 fn run() -> Result<()> {
     println!("cargo::rerun-if-changed=build.rs");
-    println!("cargo::rerun-if-changed=build/nvrtc.rs");
+    println!("cargo::rerun-if-changed=build");
     println!("cargo::rerun-if-changed=src/tuning.rs");
     println!("cargo::rerun-if-changed=kernels");
     let folder =
@@ -194,6 +198,23 @@ impl Tree {
         let defines = tuning::DEFINES.iter().map(|(name, value)| format!("-D{name}={value}"));
         let options = OPTIONS.iter().map(|option| option.to_string()).chain(defines).collect();
         Ok(Self { units, headers, options })
+    }
+
+    /// The headers that a text includes, and those that these include; NVRTC is given no others.
+    fn included(&self, text: &str) -> Vec<(String, String)> {
+        let mut found: Vec<(String, String)> = Vec::new();
+        let mut texts = vec![text];
+        while let Some(text) = texts.pop() {
+            let names = text.lines().filter_map(|line| line.strip_prefix("#include \"")?.strip_suffix('"'));
+            for header in names.filter_map(|name| self.headers.iter().find(|(header, _)| header == name)) {
+                if !found.contains(header) {
+                    found.push(header.clone());
+                    texts.push(&header.1);
+                }
+            }
+        }
+        found.sort();
+        found
     }
 
     /// The manifest's part about the sources, for PTX made by NVRTC `version`.
@@ -387,8 +408,19 @@ impl Built {
         if library.is_absolute() {
             println!("cargo::rerun-if-changed={}", library.display());
         }
-        let job = |&(unit, target): &(&Unit, Target)| {
-            nvrtc.compile(&unit.file(), &unit.text, &tree.headers, &tree.options, target)
+        // No reason to build anew: it changes nothing that is built.
+        let cache = Cache::open(env::var_os("RECURVE_KERNEL_CACHE").map(PathBuf::from), nvrtc)?;
+        let job = |&(unit, target): &(&Unit, Target)| -> Result<Compiled> {
+            let (name, headers) = (unit.file(), tree.included(&unit.text));
+            let place = cache.as_ref().map(|c| c.place(&name, &unit.text, &headers, &tree.options, target));
+            if let Some(known) = place.as_deref().and_then(cache::read) {
+                return Ok(known);
+            }
+            let compiled = nvrtc.compile(&name, &unit.text, &headers, &tree.options, target)?;
+            if let Some(place) = place {
+                cache::keep(&place, &compiled);
+            }
+            Ok(compiled)
         };
         let (major, minor) = nvrtc.version;
         // A file that is wrong is wrong for every target: PTX first, and each log once.

@@ -24,40 +24,67 @@
 #include "adam.cuh"
 #include "cross_entropy.cuh"
 
+// How many groups of four columns a tile has, at most EMBEDDING_TILE / 4, and division by it of numbers below STAGED_QUADS.
+struct Quads {
+    u32 count, inverse;
+
+    __device__ __forceinline__ explicit Quads(u32 e) : count(min((e + 3) / 4, EMBEDDING_TILE / 4)) {
+        // Of 32 bits, as the compiler sees it: for a division of 16 it calls a function, before which all that is on its way must arrive.
+        asm("" : "+r"(count));
+        // Too large by less than 1 in 65536: times STAGED_QUADS, less than 1 in `count`.
+        inverse = 65535 / count + 1;
+    }
+
+    __device__ __forceinline__ u32 divide(u32 n) const { return n * inverse >> 16; }
+};
+static_assert(STAGED_QUADS * (EMBEDDING_TILE / 4) <= 65536 && ADAM_THREADS <= STAGED_QUADS, "what Quads can divide");
+
 // The sum of the four columns' gradients over the tokens of a row, in their order; `from` and `to` bound the bucket's tokens.
 // A chunk of tokens at a time comes to shared memory: a row with many tokens would wait for each of them.
 __device__ __forceinline__ float4 sum_tokens(const uint2* sorted, u32 from, u32 to, const float* dx, u32 e, u32 first_key, u32 rows,
-                                             u32 row, u32 first_col, u32 quad, u32 quads, bool placed) {
+                                             u32 row, u32 first_col, u32 quad, const Quads& quads, bool placed) {
     __shared__ __align__(16) float4 staged[STAGED_QUADS];
+    __shared__ u32 keys[STAGED_QUADS];
     __shared__ u32 row_begin[ADAM_THREADS];
     __shared__ u32 row_end[ADAM_THREADS];
     float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    const u32 chunk_tokens = STAGED_QUADS / quads;
-    for (u32 first = from; first < to; first += chunk_tokens) {
-        const u32 count = min(chunk_tokens, to - first);
+    const u32 most = quads.divide(STAGED_QUADS - 1);
+    for (u32 first = from; first < to; first += most) {
+        const u32 count = min(most, to - first);
+        const auto part_of = [&](u32 i) {
+            const u32 at = quads.divide(i);
+            const u64 token = placed ? first + at : sorted[first + at].y;
+            return load4(dx + token * e, first_col + (i - at * quads.count) * 4, e, e % 4 == 0);
+        };
+        // The thread's first key and dx are asked for together.
+        u32 key = 0;
+        float4 part = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        if (threadIdx.x < count) key = sorted[first + threadIdx.x].x;
+        if (threadIdx.x < count * quads.count) part = part_of(threadIdx.x);
         row_begin[threadIdx.x] = 0;
         row_end[threadIdx.x] = 0;
+        if (threadIdx.x < count) keys[threadIdx.x] = key;
+        if (threadIdx.x < count * quads.count) staged[threadIdx.x] = part;
+#pragma unroll 1
+        for (u32 i = threadIdx.x + ADAM_THREADS; i < count; i += ADAM_THREADS) keys[i] = sorted[first + i].x;
+#pragma unroll 1
+        for (u32 i = threadIdx.x + ADAM_THREADS; i < count * quads.count; i += ADAM_THREADS) staged[i] = part_of(i);
         __syncthreads();
         for (u32 i = threadIdx.x; i < count; i += ADAM_THREADS) {
-            const u32 key = sorted[first + i].x;
-            if (i == 0 || sorted[first + i - 1].x != key) row_begin[key - first_key] = i;
-            if (i + 1 == count || sorted[first + i + 1].x != key) row_end[key - first_key] = i + 1;
-        }
-        for (u32 i = threadIdx.x; i < count * quads; i += ADAM_THREADS) {
-            const u64 token = placed ? first + i / quads : sorted[first + i / quads].y;
-            const u32 col = first_col + i % quads * 4;
-            staged[i] = load4(dx + token * e, col, e, e % 4 == 0);
+            const u32 own = keys[i];
+            if (i == 0 || keys[i - 1] != own) row_begin[own - first_key] = i;
+            if (i + 1 == count || keys[i + 1] != own) row_end[own - first_key] = i + 1;
         }
         __syncthreads();
         const u32 end = row < rows ? row_end[row] : 0;
         for (u32 i = row < rows ? row_begin[row] : 0; i < end; ++i) {
-            const float4 part = staged[i * quads + quad];
-            sum.x += part.x;
-            sum.y += part.y;
-            sum.z += part.z;
-            sum.w += part.w;
+            const float4 next = staged[i * quads.count + quad];
+            sum.x += next.x;
+            sum.y += next.y;
+            sum.z += next.z;
+            sum.w += next.w;
         }
-        __syncthreads();
+        if (first + most < to) __syncthreads();
     }
     return sum;
 }
@@ -70,12 +97,13 @@ step_all(const Step* steps, u32* cursor, float* params, float* m, float* v, cons
           u32 vocab, u32 e, u32 owned, u32 buckets, u64 capacity, u32 layer_begin, u32 layer_blocks, u32 dense_begin,
           u32 dense_blocks, u32 hidden, u32 classes, u64 stride, u32 most_partials, u32 by_rows, float one_minus_beta1,
           float one_minus_beta2, float eps, T* stored, const Scaling* scaling) {
-    const u32 at = cursor[CURSOR_LAST];
-    Step step = steps[at];
-    const u32 rows = step.rows;
+    // By anew(last): what does not depend on it is asked for while it is on its way.
+    const u32 last = cursor[CURSOR_LAST];
     u32 block = blockIdx.x;
     if (block == 0) {
         if (threadIdx.x >= WARP) return;
+        const u32 at = anew(last);
+        const u32 rows = steps[at].rows;
         const BatchMean batch = batch_mean(loss, hits, 0, rows);
         if (threadIdx.x != 0) return;
         if (rows > 0) add_batch(sums, batch, rows);
@@ -87,18 +115,22 @@ step_all(const Step* steps, u32* cursor, float* params, float* m, float* v, cons
     if constexpr (SCALES<T>) {
         if (!scaling->done) return;
         unscale = scaling->inverse;
-        step.alpha = scaling->alpha;
     }
-    const Update k = update_of(step, one_minus_beta1, one_minus_beta2, eps, 1.0f);
+    // Once everything else has been asked for.
+    const auto rule = [&](Step step) {
+        if constexpr (SCALES<T>) step.alpha = scaling->alpha;
+        return update_of(step, one_minus_beta1, one_minus_beta2, eps, 1.0f);
+    };
     if (block < layer_blocks) {
         const u32 i = block * ADAM_THREADS + threadIdx.x;
         if (i >= dense_begin - layer_begin) return;
         const u64 place = (u64)layer_begin + i;
         Element x(params, m, v, place);
-        const u32 count = by_rows ? min(rows, most_partials) : most_partials;
-        float g = sum_partials(partials + i, count, stride);
+        const Step step = steps[anew(last)];
+        const u32 count = by_rows ? min(step.rows, most_partials) : most_partials;
+        float g = sum_partials<32>(partials + i, count, stride);
         if constexpr (SCALES<T>) g *= unscale;
-        update_at(k, g, x, params, m, v, stored, place);
+        update_at(rule(step), g, x, params, m, v, stored, place);
         return;
     }
     block -= layer_blocks;
@@ -107,19 +139,20 @@ step_all(const Step* steps, u32* cursor, float* params, float* m, float* v, cons
         if (i >= (hidden + 1) * classes) return;
         const u32 lane = threadIdx.x % WARP;
         Element x(params, m, v, (u64)dense_begin + i);
-        float sum = sum_dense(h_last, dlogits, i, rows, hidden, classes);
+        const Step step = steps[anew(last)];
+        float sum = sum_dense(h_last, dlogits, i, step.rows, hidden, classes);
         if constexpr (SCALES<T>) sum *= unscale;
-        if (lane == 0) update_at(k, sum, x, params, m, v, stored, (u64)dense_begin + i);
+        if (lane == 0) update_at(rule(step), sum, x, params, m, v, stored, (u64)dense_begin + i);
         return;
     }
     block -= dense_blocks;
     const u32 bucket = block % buckets;
     const u32 first_col = block / buckets * EMBEDDING_TILE;
-    const u32 quads = min((e + 3) / 4, EMBEDDING_TILE / 4);
+    const Quads quads(e);
     // Rows bucket, bucket + buckets, … of the table, as tokens.cu deals them out.
     const u32 owned_rows = min(owned, (vocab - bucket + buckets - 1) / buckets);
-    const u32 row = threadIdx.x / quads;
-    const u32 quad = threadIdx.x % quads;
+    const u32 row = quads.divide(threadIdx.x);
+    const u32 quad = threadIdx.x - row * quads.count;
     const u32 col = first_col + quad * 4;
     const bool owns = row < owned_rows && col < e;
     const u64 base = ((u64)row * buckets + bucket) * e;
@@ -132,11 +165,15 @@ step_all(const Step* steps, u32* cursor, float* params, float* m, float* v, cons
         mean = load4(m + base, col, e, aligned);
         square = load4(v + base, col, e, aligned);
     }
+    const u32 at = anew(last);
     const u32* bounds = begins + (u64)at * (buckets + 1) + bucket;
     sorted += at * capacity;
-    float4 g = sum_tokens(sorted, bounds[0], bounds[1], dx, e, bucket * owned, owned_rows, row, first_col, quad, quads,
-                          by_rows);
+    const u32 from = bounds[0];
+    const u32 to = bounds[1];
+    const Step step = steps[at];
+    float4 g = sum_tokens(sorted, from, to, dx, e, bucket * owned, owned_rows, row, first_col, quad, quads, by_rows);
     if constexpr (SCALES<T>) g = make_float4(g.x * unscale, g.y * unscale, g.z * unscale, g.w * unscale);
+    const Update k = rule(step);
     if (!owns || stays(k, g, mean, square)) return;
     update_four(k, g, p, mean, square, params + base, m + base, v + base, stored + base, col, e, aligned);
 }

@@ -13,6 +13,12 @@ static_assert(sizeof(u64) == 8 && sizeof(size_t) == 8, "device pointers and size
 constexpr u32 WARP = 32;
 constexpr u32 ALL_LANES = 0xffffffffu;
 
+// The same number, of which the compiler knows nothing: what is made of it is made where it stands, not kept from before.
+__device__ __forceinline__ u32 anew(u32 x) {
+    asm volatile("" : "+r"(x));
+    return x;
+}
+
 // One gate's block of H columns in the 4H axis: i, f, g, o, as in Keras and PyTorch.
 constexpr u32 GATE_I = 0;
 constexpr u32 GATE_F = 1;

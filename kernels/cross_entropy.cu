@@ -19,7 +19,7 @@ cross_entropy_forward(const float* logits, const u32* labels, const float* class
     logits += row * classes;
     const Softmax softmax = softmax_row(logits, probs + row * classes, classes);
     if (labels && lane == 0) {
-        const RowLoss found = row_loss(softmax, logits, labels[row]);
+        const RowLoss found = row_loss(softmax, logits[labels[row]], labels[row]);
         loss[row] = class_weights ? found.loss * class_weights[labels[row]] : found.loss;
         hits[row] = found.hit;
     }

@@ -43,13 +43,13 @@ __device__ __forceinline__ Softmax softmax_row(const float* logits, float* probs
     return {largest, sum, index};
 }
 
-// Lane 0's loss and hit of that row.
+// Lane 0's loss and hit of that row; logit: the label's.
 struct RowLoss {
     float loss, hit;
 };
 
-__device__ __forceinline__ RowLoss row_loss(const Softmax& row, const float* logits, u32 label) {
-    const float loss = strict_log(row.sum) - (logits[label] - row.largest);
+__device__ __forceinline__ RowLoss row_loss(const Softmax& row, float logit, u32 label) {
+    const float loss = strict_log(row.sum) - (logit - row.largest);
     return {loss, row.index == label && loss == loss ? 1.0f : 0.0f};
 }
 

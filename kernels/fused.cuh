@@ -147,6 +147,65 @@ __device__ __forceinline__ void classify(const float* h, const Weights<T>& a, fl
     }
 }
 
+// Of two classes, every warp of fused_step takes its row through the dense layer and the loss itself: nothing is handed from one to
+// another between h[T] and dh[T], where everybody would wait for it.
+constexpr u32 TWO = 2;
+
+// What a row's loss needs besides h[T], in shared memory.
+template <u32 HP>
+struct Head {
+    float w[TWO][HP];  // of two classes: dense W's columns; what is padded is 0
+    float b[TWO];
+    u32 label;
+    float rows;           // of the step
+    float weight, scale;  // of the row's class; of the loss, of f16 alone
+
+    static constexpr u32 FLOATS = TWO * (HP + 1) + 4;
+};
+
+// A row of two classes from h[T] to its loss, by each warp that needs it.
+struct TwoClasses {
+    u32 label;
+    float weight;
+    float logits[TWO];
+    Softmax softmax;
+    float gradient;  // by the logit of class lane % 2
+
+    // All sums in the order of dense_forward and of softmax_row.
+    template <u32 HP>
+    __device__ __forceinline__ TwoClasses(const float* h, const Head<HP>& head) {
+        const u32 lane = threadIdx.x % WARP;
+        weight = shared1(&head.weight);
+        const float rows = shared1(&head.rows);
+        label = __float_as_uint(shared1(&head.label));
+#pragma unroll
+        for (u32 c = 0; c < TWO; ++c) {
+            logits[c] = 0.0f;
+#pragma unroll
+            for (u32 j = 0; j < HP / WARP; ++j) logits[c] = fmaf(h[j * WARP + lane], head.w[c][j * WARP + lane], logits[c]);
+        }
+        // Of both at once.
+#pragma unroll
+        for (u32 step = WARP / 2; step > 0; step /= 2) {
+#pragma unroll
+            for (u32 c = 0; c < TWO; ++c) logits[c] += __shfl_xor_sync(ALL_LANES, logits[c], step);
+        }
+#pragma unroll
+        for (u32 c = 0; c < TWO; ++c) logits[c] = head.b[c] + logits[c];
+        softmax.index = logits[1] > logits[0];
+        softmax.largest = softmax.index ? logits[1] : logits[0];
+        const float e[TWO] = {strict_exp(logits[0] - softmax.largest), strict_exp(logits[1] - softmax.largest)};
+        softmax.sum = e[0] + e[1];
+        const u32 own = lane % TWO;
+        const float onehot = label == own ? 1.0f : 0.0f;
+        gradient = ((own ? e[1] : e[0]) / softmax.sum - onehot) / rows * weight;
+    }
+};
+
+// Of fused_step's threads one half walks through time, the other helps.
+template <u32 HP>
+constexpr u32 HALF = GATES * HP;
+
 // All `COUNT` threads of the block. Its halves meet here at different places in the code, which __syncthreads must not.
 template <u32 COUNT>
 __device__ __forceinline__ void meet() {
@@ -163,32 +222,95 @@ struct Kept {
     float* x;       // [t, EP]
     float* w_tile;  // [TILE_INPUTS, TILE_PITCH]
     u32* places;    // [t]: where dx[s] goes
+    Head<HP>* head;
     float* logits;
     float* dlogits;
 
     __device__ __forceinline__ Kept(float* shared, u32 t, u32 classes)
         : gates(shared), h_rows(gates + t * GateRow<HP>::ROW), states(h_rows + (t + 1) * HP), forget(states + t * HP),
-          x(forget + t * HP), w_tile(x + t * EP), places((u32*)(w_tile + TILE_INPUTS * TILE_PITCH<HP>)), logits((float*)(places + t)),
-          dlogits(logits + classes) {}
+          x(forget + t * HP), w_tile(x + t * EP), places((u32*)(w_tile + TILE_INPUTS * TILE_PITCH<HP>)), head((Head<HP>*)(places + t)),
+          logits((float*)head + Head<HP>::FLOATS), dlogits(logits + classes) {}
 };
 
-// Columns of W from first_k on into w_tile, by `threads` threads, of which this is `thread`.
-template <u32 HP, typename T>
-__device__ __forceinline__ void load_tile(const T* w, float* w_tile, u32 first_k, u32 e, u32 hidden, u32 thread, u32 threads) {
-    for (u32 i = thread; i < TILE_INPUTS * HP; i += threads) {
-        const u32 input = i / HP;  // HP fours a row
-        const u32 gate = i % HP / (HP / 4);
-        const u32 four = i % (HP / 4) * 4;
-        float4 part = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        if (first_k + input < e) part = load4(w + ((u64)(first_k + input) * GATES + gate) * hidden, four, hidden, hidden % 4 == 0);
-        *(float4*)(w_tile + input * TILE_PITCH<HP> + gate * HP + four) = part;
-    }
-}
+// A thread's share of 16 rows of W, of which `threads` make w_tile.
+template <u32 HP, u32 THREADS>
+struct TileShare {
+    static constexpr u32 N = TILE_INPUTS * HP / THREADS;
+    float4 fours[N];
 
-// Numbers [four, four + 4) of a row of n; one store where n is a multiple of 4. (The store4 of common.cuh that decides between one and
-// four is made four by the compiler here.)
+    // The input and the place in its row of w_tile of number n, by thread `thread`.
+    static __device__ __forceinline__ u32 input(u32 n, u32 thread) { return (n * THREADS + thread) / HP; }
+    static __device__ __forceinline__ u32 gate(u32 n, u32 thread) { return (n * THREADS + thread) % HP / (HP / 4); }
+    static __device__ __forceinline__ u32 four(u32 n, u32 thread) { return (n * THREADS + thread) % (HP / 4) * 4; }
+
+    // Of the rows from first_k on.
+    template <typename T>
+    __device__ __forceinline__ void load(const T* w, u32 first_k, u32 e, u32 hidden, u32 thread) {
+#pragma unroll
+        for (u32 n = 0; n < N; ++n) {
+            const u32 k = first_k + input(n, thread);
+            fours[n] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            if (k < e) fours[n] = load4(w + ((u64)k * GATES + gate(n, thread)) * hidden, four(n, thread), hidden, hidden % 4 == 0);
+        }
+    }
+
+    __device__ __forceinline__ void store(float* w_tile, u32 thread) const {
+#pragma unroll
+        for (u32 n = 0; n < N; ++n) {
+            *(float4*)(w_tile + input(n, thread) * TILE_PITCH<HP> + gate(n, thread) * HP + four(n, thread)) = fours[n];
+        }
+    }
+};
+
+// What comes with a row's ids.
+struct Arrived {
+    u32 label, rows;
+};
+
+// A helper's share of what is needed after the forward pass.
+template <u32 HP>
+struct HelperShare {
+    TileShare<HP, HALF<HP>> tile;
+    // The first two classes: of the first threads, a unit each; and of the first one.
+    float w[TWO], b[TWO], weights[TWO];
+    float scale;
+
+    template <typename T>
+    __device__ __forceinline__ void load(const Weights<T>& a, const float* class_weights, const Scaling* scaling, u32 e, u32 hidden,
+                                         u32 classes, u32 thread) {
+        tile.load(a.w, 0, e, hidden, thread);
+#pragma unroll
+        for (u32 c = 0; c < TWO; ++c) {
+            w[c] = thread < hidden ? widen(a.dense_w[(u64)thread * classes + c]) : 0.0f;
+            b[c] = a.dense_b[c];
+            weights[c] = class_weights ? class_weights[c] : 1.0f;
+        }
+        scale = 1.0f;
+        if constexpr (SCALES<T>) scale = scaling->scale;
+    }
+
+    __device__ __forceinline__ void store(float* w_tile, Head<HP>& head, const Arrived& row, const float* class_weights,
+                                          u32 thread) const {
+        tile.store(w_tile, thread);
+        if (thread < HP) {
+#pragma unroll
+            for (u32 c = 0; c < TWO; ++c) head.w[c][thread] = w[c];
+        }
+        if (thread > 0) return;
+#pragma unroll
+        for (u32 c = 0; c < TWO; ++c) head.b[c] = b[c];
+        head.label = row.label;
+        head.rows = (float)row.rows;
+        head.weight = row.label == 0 ? weights[0] : row.label == 1 || !class_weights ? weights[1] : class_weights[row.label];
+        head.scale = scale;
+    }
+};
+
+// Numbers [four, four + 4) of a row of n. FOURS: n is a multiple of 4, and this one store. (Of a store4 that decides where it stands the
+// compiler makes four stores here.)
+template <bool FOURS>
 __device__ __forceinline__ void store_four(float* row, u32 four, u32 n, float4 value) {
-    if (n % 4 == 0) {
+    if constexpr (FOURS) {
         if (four < n) store4(row + four, value.x, value.y, value.z, value.w);
     } else {
         store4(row, four, n, false, value);
@@ -216,15 +338,22 @@ struct Tile {
         }
     }
 
-    // Rows first_row … of n, columns four … of one gate's `hidden`. Says whether all of them are finite; what is padded is 0, or like
-    // the rest where h or x is not finite.
-    __device__ __forceinline__ bool store(float* to, u32 first_row, u32 n, u32 four, u32 hidden) const {
-        bool finite = true;
+    // Rows first_row … of n, columns four … of one gate's `hidden`.
+    template <bool FOURS>
+    __device__ __forceinline__ void store(float* to, u32 first_row, u32 n, u32 four, u32 hidden) const {
 #pragma unroll
         for (u32 k = 0; k < N; ++k) {
             if (first_row + k >= n) continue;
-            store_four(to + (u64)(first_row + k) * GATES * hidden, four, hidden,
-                       make_float4(sum[k][0], sum[k][1], sum[k][2], sum[k][3]));
+            store_four<FOURS>(to + (u64)(first_row + k) * GATES * hidden, four, hidden,
+                              make_float4(sum[k][0], sum[k][1], sum[k][2], sum[k][3]));
+        }
+    }
+
+    // Whether all are finite; what is padded is 0, or like the rest where h or x is not finite.
+    __device__ __forceinline__ bool all_finite() const {
+        bool finite = true;
+#pragma unroll
+        for (u32 k = 0; k < N; ++k) {
 #pragma unroll
             for (u32 i = 0; i < 4; ++i) finite &= is_finite(sum[k][i]);
         }
@@ -232,46 +361,66 @@ struct Tile {
     }
 };
 
-// Forward and backward of a row of the step, whose x and places are on their way into `kept`; all threads of the block.
-template <u32 HP, u32 EP, typename T>
-__device__ __forceinline__ void row_step(const Kept<HP, EP>& kept, const Step& step, u32 row, const u32* labels, const u32* order,
-                                         const float* class_weights, const Weights<T>& a, float* dx, float* partials, T* h_last,
-                                         float* dlogits, float* loss, float* hits, u32 t, u32 e, u32 hidden, u32 classes, u64 stride,
-                                         const Scaling* scaling, u32* finite) {
-    constexpr u32 HALF = GATES * HP;
-    constexpr u32 THREADS = 2 * HALF;
+// The part of the sums that a helper has: four columns of one gate, of U and of W a quarter of the rows.
+template <u32 HP>
+struct Columns {
+    u32 quarter, gate, four;
+
+    __device__ __forceinline__ explicit Columns(u32 thread) : quarter(thread / WARP % 4) {
+        const u32 group = thread / (4 * WARP) * WARP + thread % WARP;
+        gate = group / (HP / 4);
+        four = group % (HP / 4) * 4;
+    }
+};
+
+// Columns four … of a gate's gradients of W and U, a quarter of their rows, and of b.
+template <bool FOURS, u32 INPUTS, u32 UNITS>
+__device__ __forceinline__ void store_sums(float* to, const Tile<INPUTS>& dw, const Tile<UNITS>& du, float4 db, u32 quarter, u32 four,
+                                           u32 e, u32 hidden) {
+    dw.template store<FOURS>(to, quarter * INPUTS, e, four, hidden);
+    du.template store<FOURS>(to + (u64)e * GATES * hidden, quarter * UNITS, hidden, four, hidden);
+    if (quarter == 0) store_four<FOURS>(to + (u64)(e + hidden) * GATES * hidden, four, hidden, db);
+}
+
+// Forward and backward of a row of the step, if it has that many; all threads of the block. arrive() brings its x and places into `kept`
+// and returns its label and how many rows the step has.
+template <u32 HP, u32 EP, typename T, typename F>
+__device__ __forceinline__ void row_step(const Kept<HP, EP>& kept, u32 row, F arrive, const float* class_weights, const Weights<T>& a,
+                                         float* dx, float* partials, T* h_last, float* dlogits, float* loss, float* hits, u32 t, u32 e,
+                                         u32 hidden, u32 classes, u64 stride, const Scaling* scaling, u32* finite) {
+    constexpr u32 THREADS = 2 * HALF<HP>;
     // The same in all lanes of a warp, and the compiler is to know it.
-    const bool helps = __shfl_sync(ALL_LANES, threadIdx.x / HALF, 0);
-    const u32 thread = threadIdx.x % HALF;
+    const bool helps = __shfl_sync(ALL_LANES, threadIdx.x / HALF<HP>, 0);
+    const u32 thread = threadIdx.x % HALF<HP>;
     const u32 lane = threadIdx.x % WARP;
-    const u32 rows = step.rows;
+    const bool two = classes == TWO;
+    // Registers for what is not needed before the walk through time is.
+    constexpr bool HAS_ROOM = HP == 32;
     [[maybe_unused]] bool all_finite = true;
-    partials += row * stride;
 
     if (helps) {
-        // What the loss will need, before anybody waits for it.
-        const u32 label = labels[order[step.batch_start + row]];
-        const float weight = class_weights ? class_weights[label] : 1.0f;
-        [[maybe_unused]] float scale = 1.0f;
-        if constexpr (SCALES<T>) scale = scaling->scale;
-        const ClassColumn<HP> first(a, hidden, classes, thread / WARP);
+        // Parameters are asked for before anybody waits for ids: the thread's column of W, and what is needed later.
+        float w[EP];
+        load_column(a.w, e, hidden, thread / GATES, thread % GATES, w);
+        const float bias = thread / GATES < hidden ? a.b[thread % GATES * hidden + thread / GATES] : 0.0f;
+        HelperShare<HP> share;
+        if constexpr (HAS_ROOM) share.load(a, class_weights, scaling, e, hidden, classes, thread);
+        const Arrived arrived = arrive();
+        if (row >= arrived.rows) return;
         // Forward: the part of pre that needs no h, two time steps ahead.
+        float* pre = kept.gates + thread % GATES * GateRow<HP>::GATE + thread / GATES;
+        if (thread < HP) kept.h_rows[thread] = 0.0f;
+        meet<THREADS>();
+        pre[0] = project<EP>(kept.x, w, bias);
+        if (t > 1) pre[GateRow<HP>::ROW] = project<EP>(kept.x + EP, w, bias);
+        meet<THREADS>();
+        // The walkers are on their way; what is needed later.
+        if constexpr (!HAS_ROOM) share.load(a, class_weights, scaling, e, hidden, classes, thread);
+        share.store(kept.w_tile, *kept.head, arrived, class_weights, thread);
         {
-            const u32 unit = thread / GATES;
-            const u32 gate = thread % GATES;
-            float* pre = kept.gates + gate * GateRow<HP>::GATE + unit;
-            float w[EP];
-            load_column(a.w, e, hidden, unit, gate, w);
-            const float bias = unit < hidden ? a.b[gate * hidden + unit] : 0.0f;
-            load_tile<HP>(a.w, kept.w_tile, 0, e, hidden, thread, HALF);
-            if (thread < HP) kept.h_rows[thread] = 0.0f;
-            meet<THREADS>();
-            pre[0] = project<EP>(kept.x, w, bias);
-            if (t > 1) pre[GateRow<HP>::ROW] = project<EP>(kept.x + EP, w, bias);
             // Shared memory is asked for before a barrier, not when the walkers do it.
             Row<EP> x;
             x.load(kept.x + min(2, t - 1) * EP);
-            meet<THREADS>();
             for (u32 s = 2; s <= t + 1; ++s) {
                 if (s < t) pre[s * GateRow<HP>::ROW] = project(x, w, bias);
                 x.load(kept.x + min(s + 1, t - 1) * EP);
@@ -280,37 +429,54 @@ __device__ __forceinline__ void row_step(const Kept<HP, EP>& kept, const Step& s
         }
         // The dense layer and the loss.
         const float* h = kept.h_rows + t * HP;
-        classify<HP>(h, a, kept.logits, hidden, classes, thread / WARP, HALF / WARP, first);
-        meet<THREADS>();
-        Softmax softmax = {};
-        if (thread < WARP) {
-            // Each lane's own classes: the probabilities, then the gradient in their place.
-            softmax = softmax_row(kept.logits, kept.dlogits, classes);
-            for (u32 c = lane; c < classes; c += WARP) {
-                const float onehot = label == c ? 1.0f : 0.0f;
-                float gradient = (kept.dlogits[c] - onehot) / (float)rows * weight;
+        if (two) {
+            if (thread < WARP) {
+                TwoClasses own(h, *kept.head);
                 if constexpr (SCALES<T>) {
-                    gradient *= scale;
-                    all_finite &= is_finite(gradient);
+                    own.gradient *= kept.head->scale;
+                    all_finite &= is_finite(own.gradient);
                 }
-                kept.dlogits[c] = gradient;
-                dlogits[(u64)row * classes + c] = gradient;
+                if (lane < TWO) dlogits[row * TWO + lane] = own.gradient;
+                if (lane == 0) {
+                    const RowLoss found = row_loss(own.softmax, own.label == 0 ? own.logits[0] : own.logits[1], own.label);
+                    loss[row] = found.loss * own.weight;
+                    hits[row] = found.hit;
+                }
+            }
+        } else {
+            const u32 label = kept.head->label;
+            const float rows = kept.head->rows;
+            const float weight = kept.head->weight;
+            const ClassColumn<HP> first(a, hidden, classes, thread / WARP);
+            classify<HP>(h, a, kept.logits, hidden, classes, thread / WARP, HALF<HP> / WARP, first);
+            meet<THREADS>();
+            Softmax softmax = {};
+            if (thread < WARP) {
+                // Each lane's own classes: the probabilities, then the gradient in their place.
+                softmax = softmax_row(kept.logits, kept.dlogits, classes);
+                for (u32 c = lane; c < classes; c += WARP) {
+                    const float onehot = label == c ? 1.0f : 0.0f;
+                    float gradient = (kept.dlogits[c] - onehot) / rows * weight;
+                    if constexpr (SCALES<T>) {
+                        gradient *= kept.head->scale;
+                        all_finite &= is_finite(gradient);
+                    }
+                    kept.dlogits[c] = gradient;
+                    dlogits[(u64)row * classes + c] = gradient;
+                }
+            }
+            meet<THREADS>();
+            if (thread == 0) {
+                const RowLoss found = row_loss(softmax, kept.logits[label], label);
+                loss[row] = found.loss * weight;
+                hits[row] = found.hit;
             }
         }
-        meet<THREADS>();
-        if (thread == 0) {
-            const RowLoss found = row_loss(softmax, kept.logits, label);
-            loss[row] = found.loss * weight;
-            hits[row] = found.hit;
-        }
         if (thread < hidden) h_last[(u64)row * hidden + thread] = narrow<T>(h[thread]);
-        // Backward: a thread has four columns, a quarter of the rows of U and of W.
+        // Backward.
         constexpr u32 UNITS = HP / 4;
         constexpr u32 INPUTS = EP / 4;
-        const u32 quarter = thread / WARP % 4;
-        const u32 group = thread / (4 * WARP) * WARP + lane;
-        const u32 gate = group / (HP / 4);
-        const u32 four = group % (HP / 4) * 4;
+        const Columns<HP> own(thread);
         Tile<UNITS> du = {};
         Tile<INPUTS> dw = {};
         float4 db = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
@@ -328,33 +494,38 @@ __device__ __forceinline__ void row_step(const Kept<HP, EP>& kept, const Step& s
         for (u32 s = t; s-- > 0;) {
             meet<THREADS>();
             if constexpr (LATER) sum();
-            dpre = shared4(kept.gates + s * GateRow<HP>::ROW + gate * GateRow<HP>::GATE + four);
-            h_part.load(kept.h_rows + s * HP + quarter * UNITS);
-            x_part.load(kept.x + s * EP + quarter * INPUTS);
+            dpre = shared4(kept.gates + s * GateRow<HP>::ROW + own.gate * GateRow<HP>::GATE + own.four);
+            h_part.load(kept.h_rows + s * HP + own.quarter * UNITS);
+            x_part.load(kept.x + s * EP + own.quarter * INPUTS);
             if constexpr (!LATER) sum();
         }
         if constexpr (LATER) sum();
-        partials += gate * hidden;
-        all_finite &= dw.store(partials, quarter * INPUTS, e, four, hidden);
-        all_finite &= du.store(partials + (u64)e * GATES * hidden, quarter * UNITS, hidden, four, hidden);
-        if (quarter == 0) {
-            store_four(partials + (u64)(e + hidden) * GATES * hidden, four, hidden, db);
+        // Computed anew: of 64 units it has no register through the loop.
+        const Columns<HP> to(anew(thread));
+        partials += row * stride + to.gate * hidden;
+        // Decided once: every row of the sums would ask again.
+        if (hidden % 4 == 0) {
+            store_sums<true>(partials, dw, du, db, to.quarter, to.four, e, hidden);
+        } else {
+            store_sums<false>(partials, dw, du, db, to.quarter, to.four, e, hidden);
+        }
+        if constexpr (SCALES<T>) {
+            all_finite &= dw.all_finite() && du.all_finite();
             all_finite &= is_finite(db.x) && is_finite(db.y) && is_finite(db.z) && is_finite(db.w);
         }
     } else {
-        const u32 unit = thread / GATES;
         const u32 gate = thread % GATES;
-        float* gates = kept.gates + gate * GateRow<HP>::GATE + unit;
-        // What dh[T] needs of dense W, of the first classes.
-        constexpr u32 AHEAD = 2;
-        float dense_w[AHEAD];
-#pragma unroll
-        for (u32 c = 0; c < AHEAD; ++c) {
-            dense_w[c] = unit < hidden && c < classes ? widen(a.dense_w[(u64)unit * classes + c]) : 0.0f;
-        }
+        float slice[HP];
         {
+            const u32 unit = thread / GATES;
             float u[HP];
-            load_column(a.u, hidden, hidden, unit, gate, u);
+            // Before ids are waited for, if the column of 16 bits, which takes more registers until it is widened, leaves any.
+            constexpr bool EARLY = HAS_ROOM || sizeof(T) == sizeof(float);
+            if constexpr (EARLY) load_column(a.u, hidden, hidden, unit, gate, u);
+            if constexpr (HAS_ROOM) load_slice<HP>(a.u, unit, hidden, gate, slice);
+            if (row >= arrive().rows) return;
+            if constexpr (!EARLY) load_column(a.u, hidden, hidden, unit, gate, u);
+            float* gates = kept.gates + gate * GateRow<HP>::GATE + unit;
             float c_now = 0.0f;
             meet<THREADS>();
             meet<THREADS>();
@@ -402,23 +573,34 @@ __device__ __forceinline__ void row_step(const Kept<HP, EP>& kept, const Step& s
                 meet<THREADS>();
             }
             keep(true);
-            gates -= t * GateRow<HP>::ROW;
+            // Of a unit's four lanes one has written f, one the state's slope, which all of them will read.
+            __syncwarp();
         }
-        float u[HP];
-        load_slice<HP>(a.u, unit, hidden, gate, u);
-        // The helpers' logits, then their gradients.
-        meet<THREADS>();
-        meet<THREADS>();
+        const u32 again = anew(thread);
+        const u32 unit = again / GATES;
+        if constexpr (!HAS_ROOM) load_slice<HP>(a.u, unit, hidden, again % GATES, slice);
         float dh_now = 0.0f;
-        if (unit < hidden) {
+        if (two) {
+            float dense_w[TWO];
 #pragma unroll
-            for (u32 c = 0; c < AHEAD; ++c) {
-                if (c < classes) dh_now = fmaf(kept.dlogits[c], dense_w[c], dh_now);
+            for (u32 c = 0; c < TWO; ++c) dense_w[c] = shared1(&kept.head->w[c][unit]);
+            TwoClasses own(kept.h_rows + t * HP, *kept.head);
+            if constexpr (SCALES<T>) own.gradient *= kept.head->scale;
+#pragma unroll
+            for (u32 c = 0; c < TWO; ++c) {
+                const float gradient = __shfl_sync(ALL_LANES, own.gradient, c);
+                if (unit < hidden) dh_now = fmaf(gradient, dense_w[c], dh_now);
             }
-            for (u32 c = AHEAD; c < classes; ++c) dh_now = fmaf(kept.dlogits[c], widen(a.dense_w[(u64)unit * classes + c]), dh_now);
+        } else {
+            // The helpers' logits, then their gradients.
+            meet<THREADS>();
+            meet<THREADS>();
+            for (u32 c = 0; unit < hidden && c < classes; ++c) {
+                dh_now = fmaf(kept.dlogits[c], widen(a.dense_w[(u64)unit * classes + c]), dh_now);
+            }
         }
         float dc_now = 0.0f;
-        float* own_at = gates + (t - 1) * GateRow<HP>::ROW;
+        float* own_at = kept.gates + (t - 1) * GateRow<HP>::ROW + gate * GateRow<HP>::GATE + unit;
         const float* state_at = kept.states + (t - 1) * HP + unit;
         const float* forget_at = kept.forget + (t - 1) * HP + unit;
         const float4* dpre_at = (const float4*)(kept.gates + (t - 1) * GateRow<HP>::ROW) + gate;
@@ -430,7 +612,7 @@ __device__ __forceinline__ void row_step(const Kept<HP, EP>& kept, const Step& s
             meet<THREADS>();
             if (--left == 0) break;
             float chain[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-            add_slice<HP>(dpre_at, 0, u, chain);
+            add_slice<HP>(dpre_at, 0, slice, chain);
             own_at -= GateRow<HP>::ROW;
             state_at -= HP;
             forget_at -= HP;
@@ -450,7 +632,9 @@ __device__ __forceinline__ void row_step(const Kept<HP, EP>& kept, const Step& s
         if (first_k > 0) {
             // The tile before has been read.
             meet<THREADS>();
-            load_tile<HP>(a.w, kept.w_tile, first_k, e, hidden, threadIdx.x, THREADS);
+            TileShare<HP, THREADS> share;
+            share.load(a.w, first_k, e, hidden, threadIdx.x);
+            share.store(kept.w_tile, threadIdx.x);
             meet<THREADS>();
         }
         const u32 k = threadIdx.x % TILE_INPUTS;
@@ -487,25 +671,31 @@ __device__ __forceinline__ void row_step(const Kept<HP, EP>& kept, const Step& s
 }
 
 template <u32 HP, u32 EP, typename T>
-__device__ __forceinline__ void fused_step(const Step* steps, u32* cursor, const uint2* tokens, const u32* labels, const u32* order,
-                                           const float* class_weights, const Weights<T>& a, float* dx, float* partials, T* h_last,
-                                           float* dlogits, float* loss, float* hits, u32 t, u32 e, u32 hidden, u32 classes, u64 stride,
-                                           u64 capacity, const Scaling* scaling, u32* finite) {
+__device__ __forceinline__ void fused_step(const Step* steps, u32* cursor, const uint2* tokens, const float* class_weights,
+                                           const Weights<T>& a, float* dx, float* partials, T* h_last, float* dlogits, float* loss,
+                                           float* hits, u32 t, u32 e, u32 hidden, u32 classes, u64 stride, u64 capacity,
+                                           const Scaling* scaling, u32* finite) {
     extern __shared__ __align__(16) float shared[];
     const Kept<HP, EP> kept(shared, t, classes);
     const u32 at = cursor[CURSOR_STEP];
-    const Step step = steps[at];
-    if (blockIdx.x == 0 && threadIdx.x == 0) cursor[CURSOR_LAST] = at;
     const u32 row = blockIdx.x;
-    if (row >= step.rows) return;
-    tokens += at * capacity + row * t;
-    gather<EP>(a.table, kept.x, t, e, [&](u32 s, bool first) {
-        const uint2 token = tokens[s];
-        if (first) kept.places[s] = token.y;
-        return token.x;
-    });
-    row_step<HP, EP, T>(kept, step, row, labels, order, class_weights, a, dx, partials, h_last, dlogits, loss, hits, t, e, hidden, classes,
-                        stride, scaling, finite);
+    const auto arrive = [&]() -> Arrived {
+        // Nothing that depends on it moves ahead of the parameters that are asked for before.
+        const u32 here = anew(at);
+        if (blockIdx.x == 0 && threadIdx.x == 0) cursor[CURSOR_LAST] = here;
+        // Along with the step, so also of rows that it has not.
+        const u32 rows = steps[here].rows;
+        const uint2* own = tokens + here * capacity + row * (t + 1);
+        const u32 label = own[t].x;
+        gather<EP>(a.table, kept.x, t, e, [&](u32 s, bool first) {
+            const uint2 token = own[s];
+            if (first) kept.places[s] = token.y;
+            return token.x;
+        });
+        return {label, rows};
+    };
+    row_step<HP, EP, T>(kept, row, arrive, class_weights, a, dx, partials, h_last, dlogits, loss, hits, t, e, hidden, classes, stride,
+                        scaling, finite);
 }
 
 template <u32 HP, u32 EP, typename T>
@@ -535,7 +725,7 @@ __device__ __forceinline__ void fused_forward(const u32* data, const u32* labels
                 for (u32 c = threadIdx.x; c < classes; c += WARP) probs[(u64)row * classes + c] = probs_own[c];
             }
             if (labels && threadIdx.x == 0) {
-                const RowLoss found = row_loss(softmax, logits, labels[row]);
+                const RowLoss found = row_loss(softmax, logits[labels[row]], labels[row]);
                 loss[row] = found.loss;
                 hits[row] = found.hit;
             }
@@ -555,20 +745,19 @@ constexpr u32 RESIDENT = HP == 32 ? (EP == 16 ? 5 : EP == 32 ? 4 : 3) : EP == 16
 #define NO_ARGUMENTS , nullptr, nullptr
 #define SCALING_PARAMETERS , const Scaling *scaling, u32 *finite
 #define SCALING_ARGUMENTS , scaling, finite
-#define FUSED(hp, ep, suffix, T, parameters, arguments)                                                                         \
-    extern "C" __global__ void __launch_bounds__(2 * GATES * hp, 1)                                                             \
-    fused_step_h##hp##_e##ep##suffix(const Step* steps, u32* cursor, const uint2* tokens, const u32* labels, const u32* order,  \
-                             const float* class_weights, const T* table, const T* w, const T* u, const float* b,                \
-                             const T* dense_w, const float* dense_b, float* dx, float* partials, T* h_last, float* dlogits,     \
-                             float* loss, float* hits, u32 t, u32 e, u32 hidden, u32 classes, u64 stride,                       \
-                             u64 capacity parameters) {                                                                         \
-        fused_step<hp, ep, T>(steps, cursor, tokens, labels, order, class_weights, Weights<T>{table, w, u, b, dense_w, dense_b},\
-                              dx, partials, h_last, dlogits, loss, hits, t, e, hidden, classes, stride, capacity arguments);    \
-    }                                                                                                                           \
-    extern "C" __global__ void __launch_bounds__(GATES* hp, RESIDENT<hp, ep>)                                                   \
-    fused_forward_h##hp##_e##ep##suffix(const u32* data, const u32* labels, const T* table, const T* w, const T* u,             \
-                                const float* b, const T* dense_w, const float* dense_b, float* probs, float* loss,              \
-                                float* hits, u32 rows, u32 t, u32 e, u32 hidden, u32 classes) {                                 \
-        fused_forward<hp, ep, T>(data, labels, Weights<T>{table, w, u, b, dense_w, dense_b}, probs, loss, hits, rows, t, e,     \
-                                 hidden, classes);                                                                              \
+#define FUSED(hp, ep, suffix, T, parameters, arguments)                                                                          \
+    extern "C" __global__ void __launch_bounds__(2 * GATES * hp, 1)                                                              \
+    fused_step_h##hp##_e##ep##suffix(const Step* steps, u32* cursor, const uint2* tokens, const float* class_weights,            \
+                                     const T* table, const T* w, const T* u, const float* b, const T* dense_w,                   \
+                                     const float* dense_b, float* dx, float* partials, T* h_last, float* dlogits, float* loss,   \
+                                     float* hits, u32 t, u32 e, u32 hidden, u32 classes, u64 stride, u64 capacity parameters) {  \
+        fused_step<hp, ep, T>(steps, cursor, tokens, class_weights, Weights<T>{table, w, u, b, dense_w, dense_b}, dx, partials,  \
+                              h_last, dlogits, loss, hits, t, e, hidden, classes, stride, capacity arguments);                   \
+    }                                                                                                                            \
+    extern "C" __global__ void __launch_bounds__(GATES* hp, RESIDENT<hp, ep>)                                                    \
+    fused_forward_h##hp##_e##ep##suffix(const u32* data, const u32* labels, const T* table, const T* w, const T* u,              \
+                                        const float* b, const T* dense_w, const float* dense_b, float* probs, float* loss,       \
+                                        float* hits, u32 rows, u32 t, u32 e, u32 hidden, u32 classes) {                          \
+        fused_forward<hp, ep, T>(data, labels, Weights<T>{table, w, u, b, dense_w, dense_b}, probs, loss, hits, rows, t, e,      \
+                                 hidden, classes);                                                                               \
     }

@@ -108,7 +108,7 @@ struct LossScale {
 
 // A row of each batch, as fused_step has it.
 template <u32 HP, u32 EP, typename T>
-__device__ __forceinline__ void rows_role(const Training<T>& a, const u32* labels, const u32* order, float* shared, u32 updaters) {
+__device__ __forceinline__ void rows_role(const Training<T>& a, float* shared, u32 updaters) {
     const Kept<HP, EP> kept(shared, a.t, a.classes);
     u32* ids = (u32*)(kept.dlogits + a.classes);
     const u32 row = blockIdx.x;
@@ -117,8 +117,10 @@ __device__ __forceinline__ void rows_role(const Training<T>& a, const u32* label
         const Step step = a.steps[at];
         const bool has = row < step.rows;
         // What does not depend on parameters is there before they are.
+        u32 label = 0;
         if (has) {
-            const uint2* tokens = a.tokens + at * a.capacity + row * a.t;
+            const uint2* tokens = a.tokens + at * a.capacity + row * (a.t + 1);
+            label = tokens[a.t].x;
             for (u32 i = threadIdx.x; i < a.t; i += blockDim.x) {
                 const uint2 token = tokens[i];
                 ids[i] = token.x;
@@ -128,12 +130,14 @@ __device__ __forceinline__ void rows_role(const Training<T>& a, const u32* label
         wait_for(a.signals + PARAMETERS, updaters * (s + 1));
         if (has) {
             // What follows from these is computed anew in each step: kept from step to step it would take registers that a step needs.
-            u32 t = a.t, e = a.e, hidden = a.hidden, classes = a.classes;
-            asm volatile("" : "+r"(t), "+r"(e), "+r"(hidden), "+r"(classes));
+            const u32 t = anew(a.t), e = anew(a.e), hidden = anew(a.hidden), classes = anew(a.classes);
             const Weights<T> weights = a.weights(e, hidden, classes);
-            gather<EP>(weights.table, kept.x, t, e, [&](u32 i, bool) { return ids[i]; });
-            row_step<HP, EP, T>(kept, step, row, labels, order, a.class_weights, weights, a.dx, a.partials, a.h_last, a.dlogits, a.loss,
-                                a.hits, t, e, hidden, classes, a.stride(), a.scaling, a.finite);
+            const auto gathered = [&]() -> Arrived {
+                gather<EP>(weights.table, kept.x, t, e, [&](u32 i, bool) { return ids[i]; });
+                return {label, step.rows};
+            };
+            row_step<HP, EP, T>(kept, row, gathered, a.class_weights, weights, a.dx, a.partials, a.h_last, a.dlogits, a.loss, a.hits, t, e,
+                                hidden, classes, a.stride(), a.scaling, a.finite);
         }
         arrive(a.signals + GRADIENTS);
     }
@@ -326,11 +330,11 @@ __device__ __forceinline__ void table_role(const Training<T>& a, float* shared, 
 // ---------------------------------------------------------------- the kernels
 
 template <u32 HP, u32 EP, typename T>
-__device__ __forceinline__ void fused_steps(const Training<T>& a, const u32* labels, const u32* order, u32* cursor) {
+__device__ __forceinline__ void fused_steps(const Training<T>& a, u32* cursor) {
     constexpr u32 THREADS = 2 * GATES * HP;
     extern __shared__ __align__(16) float shared[];
     u32 block = blockIdx.x;
-    if (block < a.row_blocks) return rows_role<HP, EP, T>(a, labels, order, shared, gridDim.x - a.row_blocks);
+    if (block < a.row_blocks) return rows_role<HP, EP, T>(a, shared, gridDim.x - a.row_blocks);
     block -= a.row_blocks;
     if (block < a.dense_blocks) return dense_role<THREADS, T>(a, cursor, block);
     block -= a.dense_blocks;
@@ -342,17 +346,16 @@ __device__ __forceinline__ void fused_steps(const Training<T>& a, const u32* lab
 // flags of fused_step.
 #define FUSED_STEPS(hp, ep, suffix, T, more_parameters, ...)                                                                         \
     extern "C" __global__ void __launch_bounds__(2 * GATES * hp, 1)                                                                  \
-    fused_steps_h##hp##_e##ep##suffix(const Step* steps, u32* cursor, u32* signals, const uint2* tokens, const uint2* sorted,         \
-                                      const u32* begins, const u32* labels, const u32* order, const float* class_weights,             \
-                                      float* params, float* m, float* v, float* dx, float* partials, T* h_last, float* dlogits,       \
-                                      float* loss, float* hits, MetricSums* sums, u64 capacity, u32 first, u32 count, u32 t, u32 e,    \
-                                      u32 hidden, u32 classes, u32 vocab, u32 owned, u32 buckets, u32 layer_begin, u32 dense_begin,   \
-                                      u32 row_blocks, u32 dense_blocks, u32 layer_blocks, float one_minus_beta1,                      \
-                                      float one_minus_beta2, float eps more_parameters) {                                           \
-        const Training<T> a = {steps,       first,       count,        signals,      tokens,          sorted,          begins, capacity, \
-                               params,      m,           v,            class_weights, dx,             partials,        h_last, dlogits,  \
-                               loss,        hits,        sums,         t,            e,               hidden,          classes, vocab,   \
-                               owned,       buckets,     layer_begin,  dense_begin,  row_blocks,      dense_blocks,    layer_blocks,    \
-                               one_minus_beta1, one_minus_beta2, eps, __VA_ARGS__};                                                 \
-        fused_steps<hp, ep, T>(a, labels, order, cursor);                                                                            \
+    fused_steps_h##hp##_e##ep##suffix(const Step* steps, u32* cursor, u32* signals, const uint2* tokens, const uint2* sorted,        \
+                                      const u32* begins, const float* class_weights, float* params, float* m, float* v, float* dx,   \
+                                      float* partials, T* h_last, float* dlogits, float* loss, float* hits, MetricSums* sums,        \
+                                      u64 capacity, u32 first, u32 count, u32 t, u32 e, u32 hidden, u32 classes, u32 vocab,          \
+                                      u32 owned, u32 buckets, u32 layer_begin, u32 dense_begin, u32 row_blocks, u32 dense_blocks,    \
+                                      u32 layer_blocks, float one_minus_beta1, float one_minus_beta2, float eps more_parameters) {   \
+        const Training<T> a = {steps,       first,       count,        signals,       tokens,      sorted,       begins,             \
+                               capacity,    params,      m,            v,             class_weights, dx,         partials,           \
+                               h_last,      dlogits,     loss,         hits,          sums,        t,            e,                  \
+                               hidden,      classes,     vocab,        owned,         buckets,     layer_begin,  dense_begin,        \
+                               row_blocks,  dense_blocks, layer_blocks, one_minus_beta1, one_minus_beta2, eps,   __VA_ARGS__};       \
+        fused_steps<hp, ep, T>(a, cursor);                                                                                           \
     }

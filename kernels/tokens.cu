@@ -4,9 +4,10 @@
 // belong to different buckets. The key of an id is (id % buckets)·owned + id / buckets.
 //   sorted[step]   the pairs (key, token) of the step's batch by key, and among equals by token. Token s·rows + b is time step s of
 //                  row b of the batch.
-//   tokens[step]   for time step s of row b of the batch, at b·t + s: (id, which of the sorted pairs it is)
+//   tokens[step]   for time step s of row b of the batch, at b·(t+1) + s: (id, which of the sorted pairs it is); behind them, at
+//                  b·(t+1) + t, (the row's label, 0). Zeros of rows that the step has not: fused_step reads before it knows.
 //   begins[step]   begins[k] = how many tokens have a key below k·owned, k <= buckets: bucket k is sorted[begins[k] .. begins[k+1]]
-// Shapes: x [N,T], order [N], sorted tokens [steps,capacity], begins [steps,buckets+1].
+// Shapes: x [N,T], labels [N], order [N], sorted tokens [steps,capacity], begins [steps,buckets+1].
 // A radix sort by single bits, lowest first, each pass stable: a warp takes one run of tokens, counts its zeros, and writes zeros
 // and ones behind those of the warps before it. `bits` is even, so that the last pass ends in `sorted`; the others
 // use `tokens`, too.
@@ -14,8 +15,8 @@
 #include "common.cuh"
 
 extern "C" __global__ void __launch_bounds__(SORT_THREADS)
-sort_tokens(const u32* x, const u32* order, const Step* steps, uint2* sorted, uint2* tokens, u32* begins, u32 t, u32 bits,
-            u32 owned, u32 buckets, u64 capacity) {
+sort_tokens(const u32* x, const u32* labels, const u32* order, const Step* steps, uint2* sorted, uint2* tokens, u32* begins, u32 t,
+            u32 bits, u32 owned, u32 buckets, u64 capacity) {
     constexpr u32 WARPS = SORT_THREADS / WARP;
     __shared__ u32 zeros_of[WARPS];
     const u32 lane = threadIdx.x % WARP;
@@ -72,8 +73,12 @@ sort_tokens(const u32* x, const u32* order, const Step* steps, uint2* sorted, ui
     for (u32 i = threadIdx.x; i < n; i += SORT_THREADS) {
         const uint2 pair = sorted[i];
         const u32 id = pair.x % owned * buckets + pair.x / owned;
-        tokens[pair.y % rows * t + pair.y / rows] = make_uint2(id, i);
+        tokens[pair.y % rows * (t + 1) + pair.y / rows] = make_uint2(id, i);
     }
+    for (u32 row = threadIdx.x; row < rows; row += SORT_THREADS) {
+        tokens[row * (t + 1) + t] = make_uint2(labels[order[start + row]], 0);
+    }
+    for (u64 i = rows * (t + 1) + threadIdx.x; i < capacity; i += SORT_THREADS) tokens[i] = make_uint2(0, 0);
 
     // Where a bucket begins, between two tokens (or before the first, or after the last).
     for (u32 i = threadIdx.x; i <= n; i += SORT_THREADS) {

@@ -85,11 +85,13 @@ impl Fused {
             return Err(Unfused::Registers);
         }
         // As `Kept` of fused.cuh lays them out: of each time step gates by rows of 4·(HP + 8), h, two more numbers a unit,
-        // x and a place; h of one step more, 16 rows of W, the logits and their gradients.
+        // x and a place; h of one step more, 16 rows of W, two columns of dense W, two biases and four numbers of
+        // the row's loss; the logits and their gradients.
         let of_a_step = 4 * (padded + 8) + 3 * padded + inputs + 1;
         let tile = 16 * (4 * padded + 4);
+        let head = 2 * (padded + 1) + 4;
         let classes = classes.saturating_mul(2);
-        let step = t.saturating_mul(of_a_step).saturating_add(padded + tile).saturating_add(classes);
+        let step = t.saturating_mul(of_a_step).saturating_add(padded + tile + head).saturating_add(classes);
         let forward = t.saturating_mul(inputs).saturating_add(2 * padded).saturating_add(classes);
         let narrow = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         Ok(Self {
@@ -196,17 +198,13 @@ pub(super) struct Gradients<'a, S> {
     pub(super) hits: ViewMut<'a, f32>,
 }
 
-/// A data set's rows and the order that an epoch reads them in.
+/// The steps' rows.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Source<'a> {
-    /// `[steps,capacity]` of [`sort_tokens`](super::tokens::sort_tokens).
+    /// `[steps,capacity]` of [`sort_tokens`](super::tokens::sort_tokens): ids below V, labels below C.
     pub(super) tokens: View<'a, Pair>,
-    /// At least the rows of the largest batch times T.
+    /// At least the rows of the largest batch times T + 1.
     pub(super) capacity: usize,
-    /// `[N]`
-    pub(super) labels: Ids<'a>,
-    /// Rows below `N`.
-    pub(super) order: View<'a, u32>,
     /// `[C]`: what a row of each class counts; None is 1 for all.
     pub(super) class_weights: Option<View<'a, f32>>,
 }
@@ -228,14 +226,11 @@ pub(super) fn step<S: Stored>(
 ) -> Result<()> {
     let Gradients { mut dx, mut partials, mut h_last, mut dlogits, mut loss, mut hits } = to;
     let ModelConfig { embed: e, hidden: h, classes: c, .. } = *config;
-    super::embedding::check_below("fused_step", from.labels, c)?;
     let stride = stride(config);
     let call = Call::new(ctx, fused.kernels(S::of(&ctx.kernels)).0)
         .input("steps", steps, &[1])?
         .output("cursor", &mut cursor, &[CURSORS])?
         .input("tokens [steps,capacity]", from.tokens, &[steps.len(), from.capacity])?
-        .input("labels [N]", from.labels.view, &[1])?
-        .input("order", from.order, &[])?
         .input_or_null("class_weights [C]", from.class_weights, &[c])?;
     let mut call = push(call, config, &weights)?
         .output("dx [T,B,E]", &mut dx, &[t, rows, e])?
@@ -258,13 +253,12 @@ pub(super) fn step<S: Stored>(
         )?;
     }
     let grid = size("fused_step", "rows", rows)?;
-    // SAFETY: the parameters are `steps, cursor, tokens, labels, order, class_weights, table, w, u, b, dense_w, dense_b, dx,
-    // partials, h_last, dlogits, loss, hits, t, e, hidden, classes, stride, capacity`, and of f16 `scaling, finite`. A
-    // block below the step's rows, of which there are at most `rows`, has one row of every array: all were checked; the
-    // engine has checked that the step's rows lie within the order, the order's within the data set. The tokens are those
-    // that `sort_tokens` wrote for these steps: ids below V, which it compared, and places below rows·T. Labels were
-    // compared with C above. The kernel is wide enough for H and E, and its shared memory is what `Fused::new` counts,
-    // allowed when the kernel was loaded.
+    // SAFETY: the parameters are `steps, cursor, tokens, class_weights, table, w, u, b, dense_w, dense_b, dx, partials, h_last,
+    // dlogits, loss, hits, t, e, hidden, classes, stride, capacity`, and of f16 `scaling, finite`. A block below the step's
+    // rows, of which there are at most `rows`, has one row of every array: all were checked; the others read their row of the
+    // step's tokens, for which there is room. The tokens are those that `sort_tokens` wrote for these steps: ids below V and
+    // labels below C, which the engine compared, and places below rows·T. The kernel is wide enough for H and E, and its shared
+    // memory is what `Fused::new` counts, allowed when the kernel was loaded.
     unsafe {
         call.launch([grid, 1, 1], fused.step_threads(), size("fused_step", "shared bytes", fused.step_bytes)?)
     }
@@ -355,9 +349,12 @@ mod tests {
     #[test]
     fn shared_memory_is_what_a_row_keeps() {
         let fused = shape(16, 32, 2, 32).unwrap();
-        assert_eq!(fused.step_bytes, 4 * (32 * (160 + 3 * 32 + 16 + 1) + 32 + 16 * 132 + 4));
+        assert_eq!(fused.step_bytes, 4 * (32 * (160 + 3 * 32 + 16 + 1) + 32 + 16 * 132 + 70 + 4));
         assert_eq!(fused.within(30_000), Err(Unfused::Shared(fused.step_bytes, 30_000)));
         assert_eq!(fused.within(fused.step_bytes), Ok(fused));
-        assert_eq!(shape(16, 32, 2, 1).unwrap().step_bytes, 4 * (160 + 3 * 32 + 16 + 1 + 32 + 16 * 132 + 4));
+        assert_eq!(
+            shape(16, 32, 2, 1).unwrap().step_bytes,
+            4 * (160 + 3 * 32 + 16 + 1 + 32 + 16 * 132 + 70 + 4)
+        );
     }
 }

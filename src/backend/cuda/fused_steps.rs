@@ -135,7 +135,6 @@ pub(super) fn train<S: Stored>(
     let ModelConfig { vocab, embed: e, hidden, classes, .. } = *model;
     let &FusedSteps { rows, buckets, .. } = together;
     let n = params.len();
-    super::embedding::check_below(NAME, from.labels, classes)?;
     adam::check_arena(arena, n, model)?;
     clear(ctx, "the blocks' signals", signals.again())?;
     let [one_minus_beta1, one_minus_beta2, eps] = adam::constants(config);
@@ -146,8 +145,6 @@ pub(super) fn train<S: Stored>(
         .input("tokens [steps,capacity]", from.tokens, &[first + count, from.capacity])?
         .input("sorted [steps,capacity]", sorted, &[first + count, from.capacity])?
         .input("begins [steps,buckets+1]", begins, &[first + count, buckets.bounds()])?
-        .input("labels [N]", from.labels.view, &[1])?
-        .input("order", from.order, &[])?
         .input_or_null("class_weights [C]", from.class_weights, &[classes])?
         .output_fours("params [n]", &mut params, &[n])?
         .output_fours("m [n]", &mut m, &[n])?
@@ -189,8 +186,8 @@ pub(super) fn train<S: Stored>(
     }
     let grid = size(NAME, "blocks", together.blocks())?;
     let bytes = size(NAME, "shared bytes", together.bytes)?;
-    // SAFETY: the parameters are `steps, cursor, signals, tokens, sorted, begins, labels, order, class_weights, params, m, v, dx,
-    // partials, h_last, dlogits, loss, hits, sums, capacity, first, count, t, e, hidden, classes, vocab, owned, buckets,
+    // SAFETY: the parameters are `steps, cursor, signals, tokens, sorted, begins, class_weights, params, m, v, dx, partials,
+    // h_last, dlogits, loss, hits, sums, capacity, first, count, t, e, hidden, classes, vocab, owned, buckets,
     // layer_begin, dense_begin, row_blocks, dense_blocks, layer_blocks, one_minus_beta1, one_minus_beta2, eps`, in 16 bits
     // `stored`, and of f16 `scaling, finite, beta1, beta2`. What holds for `fused_step` (`fused::step`) holds for the blocks of
     // rows, of which there is one for each row of a step; those of parameters stay within their ranges of the arena, which was

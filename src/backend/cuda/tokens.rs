@@ -59,18 +59,18 @@ impl Buckets {
 pub(super) struct Sorted<'a> {
     /// `[steps,capacity]`
     pub(super) sorted: ViewMut<'a, Pair>,
-    /// `[steps,capacity]`: each token's id, and which of the sorted pairs it is.
+    /// `[steps,capacity]`: each token's id, and which of the sorted pairs it is; behind a row's, its label.
     pub(super) tokens: ViewMut<'a, Pair>,
     /// `[steps,buckets+1]`
     pub(super) begins: ViewMut<'a, u32>,
-    /// At least the rows of the largest batch times T.
+    /// At least the rows of the largest batch times T + 1.
     pub(super) capacity: usize,
 }
 
-/// Sorts the tokens of all `steps`, of which each has at most `capacity/T` rows within `order`.
+/// Sorts the tokens of all `steps`, of which each has at most `capacity/(T+1)` rows within `order`.
 pub(super) fn sort_tokens(
     ctx: &Context,
-    x: Ids<'_>,
+    (x, labels): (Ids<'_>, Ids<'_>),
     t: usize,
     order: View<'_, u32>,
     steps: View<'_, Step>,
@@ -81,6 +81,7 @@ pub(super) fn sort_tokens(
     let count = steps.len();
     let call = Call::new(ctx, &ctx.kernels.sort_tokens)
         .input("x [N,T]", x.view, &[t])?
+        .input("labels [N]", labels.view, &[1])?
         .input("order [N]", order, &[])?
         .input("steps", steps, &[count])?
         .output("sorted", &mut sorted, &[count, capacity])?
@@ -93,9 +94,9 @@ pub(super) fn sort_tokens(
         .u64(capacity as u64);
     let grid = size("sort_tokens", "steps", count)?;
     size("sort_tokens", "keys", buckets.count.saturating_mul(buckets.owned as usize))?;
-    // SAFETY: the parameters are `x, order, steps, sorted, tokens, begins, t, bits, owned, buckets, capacity`. A block has
-    // one step: `rows·t` tokens, at most `capacity`, as the engine has checked along with that the step's rows lie within
-    // the order, and the order's within `x`; ids are below V, so every key is below buckets·owned, which was checked to
-    // fit 32 bits, and no bucket is beyond `buckets`.
+    // SAFETY: the parameters are `x, labels, order, steps, sorted, tokens, begins, t, bits, owned, buckets, capacity`. A block
+    // has one step: `rows·(t+1)` pairs, at most `capacity`, as the engine has checked along with that the step's rows lie
+    // within the order, and the order's within `x` and `labels`; ids are below V, so every key is below buckets·owned, which
+    // was checked to fit 32 bits, and no bucket is beyond `buckets`.
     unsafe { call.launch([grid, 1, 1], SORT_THREADS, 0) }
 }

@@ -387,11 +387,12 @@ impl<S: Stored> Loaded<S> {
 
     /// The launches of a fused step of at most `d.rows` rows.
     fn fused_step(&mut self, ctx: &Context, d: &Dims, fused: &Fused) -> Result<()> {
-        let Some(train) = &self.train else { return Err(checks::no_training_examples()) };
-        let (table, capacity) = (self.table_steps(d.t), d.tokens());
-        let tokens = self.tokens.front(table.saturating_mul(capacity))?;
-        let order = self.device_order.front(self.order.len())?;
-        let from = source(train, tokens, capacity, order, self.class_weights.as_ref(), &d.config);
+        let (table, capacity) = (self.table_steps(d.t), d.pairs());
+        let from = fused::Source {
+            tokens: self.tokens.front(table.saturating_mul(capacity))?,
+            capacity,
+            class_weights: self.class_weights.as_ref().map(DeviceVec::view),
+        };
         let (to, finite) = self.work.fused_gradients(d)?;
         let (steps, cursor, shape) = (self.steps.front(table)?, self.cursor.view_mut(), (d.rows, d.t));
         let weights = self.places.weights(&self.params, self.stored.as_ref())?;
@@ -414,12 +415,13 @@ impl<S: Stored> Loaded<S> {
         together: &FusedSteps,
         (first, count): (usize, usize),
     ) -> Result<()> {
-        let Some(train) = &self.train else { return Err(checks::no_training_examples()) };
-        let (table, capacity) = (self.table_steps(d.t), d.tokens());
+        let (table, capacity) = (self.table_steps(d.t), d.pairs());
         let pairs = table.saturating_mul(capacity);
-        let order = self.device_order.front(self.order.len())?;
-        let from =
-            source(train, self.tokens.front(pairs)?, capacity, order, self.class_weights.as_ref(), &d.config);
+        let from = fused::Source {
+            tokens: self.tokens.front(pairs)?,
+            capacity,
+            class_weights: self.class_weights.as_ref().map(DeviceVec::view),
+        };
         let table = fused_steps::Table {
             steps: self.steps.front(table)?,
             cursor: self.cursor.view_mut(),
@@ -454,7 +456,7 @@ impl<S: Stored> Loaded<S> {
     /// most `d.rows` rows, each of which has its part.
     fn adam_step(&mut self, ctx: &Context, d: &Dims, plan: Option<&Plan>) -> Result<()> {
         let ModelConfig { embed: e, hidden: h, classes: c, .. } = d.config;
-        let capacity = self.batch_rows.saturating_mul(d.t);
+        let capacity = self.dims(self.batch_rows, d.t).pairs();
         let table = self.table_steps(d.t);
         let steps = self.steps.front(table)?;
         let (partials, h_last) = match plan {
@@ -497,7 +499,7 @@ impl<S: Stored> Loaded<S> {
 
     /// Steps that the table of steps holds: as many as there is room for their sorted tokens.
     fn table_steps(&self, t: usize) -> usize {
-        let bytes = self.batch_rows.saturating_mul(t).saturating_mul(2 * size_of::<Pair>());
+        let bytes = self.dims(self.batch_rows, t).pairs().saturating_mul(2 * size_of::<Pair>());
         (SORTED_BYTES / bytes.max(1)).clamp(1, TABLE_STEPS)
     }
 
@@ -547,7 +549,7 @@ impl<S: Stored> Loaded<S> {
     /// Sorts the tokens of the table's first `count` steps.
     fn sort(&mut self, ctx: &Context, count: usize, t: usize) -> Result<()> {
         let Some(train) = &self.train else { return Err(checks::no_training_examples()) };
-        let capacity = self.batch_rows.saturating_mul(t);
+        let capacity = self.dims(self.batch_rows, t).pairs();
         let pairs = count.saturating_mul(capacity);
         let to = Sorted {
             sorted: self.sorted.front_mut(pairs)?,
@@ -556,8 +558,9 @@ impl<S: Stored> Loaded<S> {
             capacity,
         };
         let x = Ids { view: train.x.view(), below: self.model.config.vocab };
+        let labels = Ids { view: train.y.view(), below: self.model.config.classes };
         let order = self.device_order.front(self.order.len())?;
-        sort_tokens(ctx, x, t, order, self.steps.front(count)?, &self.buckets, to)
+        sort_tokens(ctx, (x, labels), t, order, self.steps.front(count)?, &self.buckets, to)
     }
 
     /// Room for `steps`, whose largest batch has `rows` rows. Recorded steps refer to the arrays by address, so they go if
@@ -578,7 +581,7 @@ impl<S: Stored> Loaded<S> {
                 self.together.map_or_else(|| Buckets::new(vocab, embed), |together| together.buckets);
         }
         let table = self.table_steps(t);
-        let pairs = table.saturating_mul(self.batch_rows).saturating_mul(t);
+        let pairs = table.saturating_mul(self.dims(self.batch_rows, t).pairs());
         let bounds = table.saturating_mul(self.buckets.bounds());
         if !(self.sorted.fits(pairs) && self.tokens.fits(pairs) && self.begins.fits(bounds)) {
             self.forget_graphs(ctx)?;
@@ -857,24 +860,6 @@ impl<S: Stored> Session for Loaded<S> {
 /// The fused kernels that training on rows of `t` ids takes, or why none.
 fn fused_path(ctx: &Context, path: PathChoice, config: &ModelConfig, t: usize) -> Result<Fused, Unfused> {
     if path.fuses() { Fused::new(config, t)?.within(ctx.fused_bytes) } else { Err(Unfused::Forbidden) }
-}
-
-/// Where fused steps take their rows from.
-fn source<'a>(
-    train: &'a Resident,
-    tokens: View<'a, Pair>,
-    capacity: usize,
-    order: View<'a, u32>,
-    class_weights: Option<&'a DeviceVec<f32>>,
-    config: &ModelConfig,
-) -> fused::Source<'a> {
-    fused::Source {
-        tokens,
-        capacity,
-        labels: Ids { view: train.y.view(), below: config.classes },
-        order,
-        class_weights: class_weights.map(DeviceVec::view),
-    }
 }
 
 /// Rows of a chunk: whole batches of `d.rows`, so that the mean of batch losses is the one of batch-wise evaluation.

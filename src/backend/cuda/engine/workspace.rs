@@ -117,6 +117,11 @@ impl Dims {
         self.rows.saturating_mul(self.t)
     }
 
+    /// Pairs of a step's tokens: of each row its ids, and its label.
+    pub(super) fn pairs(&self) -> usize {
+        self.rows.saturating_mul(self.t.saturating_add(1))
+    }
+
     pub(super) fn states(&self) -> usize {
         self.t.saturating_add(1).saturating_mul(self.rows).saturating_mul(self.config.hidden)
     }

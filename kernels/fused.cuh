@@ -417,6 +417,7 @@ __device__ __forceinline__ void row_step(const Kept<HP, EP>& kept, u32 row, F ar
         // The walkers are on their way; what is needed later.
         if constexpr (!HAS_ROOM) share.load(a, class_weights, scaling, e, hidden, classes, thread);
         share.store(kept.w_tile, *kept.head, arrived, class_weights, thread);
+        const ClassColumn<HP> first(a, hidden, classes, two ? classes : thread / WARP);
         {
             // Shared memory is asked for before a barrier, not when the walkers do it.
             Row<EP> x;
@@ -447,7 +448,6 @@ __device__ __forceinline__ void row_step(const Kept<HP, EP>& kept, u32 row, F ar
             const u32 label = kept.head->label;
             const float rows = kept.head->rows;
             const float weight = kept.head->weight;
-            const ClassColumn<HP> first(a, hidden, classes, thread / WARP);
             classify<HP>(h, a, kept.logits, hidden, classes, thread / WARP, HALF<HP> / WARP, first);
             meet<THREADS>();
             Softmax softmax = {};

@@ -11,17 +11,17 @@
 //! | `CUDA_PATH`, `CUDA_HOME`, `VIRTUAL_ENV`, `CONDA_PREFIX` | looked into |
 //! | `RECURVE_NVRTC=off` | do not look for NVRTC |
 //! | `RECURVE_PTX_OUT` | a folder to write what belongs into kernels/ptx to; `scripts/ptx` sets it |
-//! | `RECURVE_KERNEL_CACHE` | a folder that keeps what NVRTC makes: what is there already is not compiled again |
+//! | `RECURVE_KERNEL_CACHE` | a folder that keeps what NVRTC makes of each file, for other builds as well as this one's; else `OUT_DIR` does |
 
-#[path = "build/cache.rs"]
-mod cache;
+#[path = "build/apart.rs"]
+mod apart;
 #[path = "build/nvrtc.rs"]
 mod nvrtc;
 #[path = "src/tuning.rs"]
 #[allow(dead_code)]
 mod tuning;
 
-use cache::Cache;
+use apart::Apart;
 use nvrtc::{Compiled, Nvrtc, Target};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -69,8 +69,12 @@ fn run() -> Result<()> {
     let mut needed = vec!["75"];
     needed.extend(SHIPPED);
     match nvrtc::find(&root, &needed)? {
+        Ok(nvrtc) if apart::is_asked() => apart::answer(&nvrtc, &tree),
         Ok(nvrtc) => {
-            let built = Built::compile(&nvrtc, &tree, committed.as_ref().ok(), ptx_out.is_some())?;
+            // No reason to build anew if the variable changes: what is built is the same.
+            let kept = env::var_os("RECURVE_KERNEL_CACHE").filter(|folder| !folder.is_empty());
+            let kept = kept.map_or_else(|| out.join("kernels"), PathBuf::from);
+            let built = Built::compile(&nvrtc, &tree, kept, committed.as_ref().ok(), ptx_out.is_some())?;
             if let Some(folder) = ptx_out {
                 built.export(&folder, &tree)?;
             }
@@ -403,25 +407,19 @@ struct Built {
 impl Built {
     /// Compiles everything that is embedded. The table has the rows of `committed` if they are from the same compiler; else
     /// those of what is embedded, as compiling for the other architectures takes minutes. With `all` it does that too.
-    fn compile(nvrtc: &Nvrtc, tree: &Tree, committed: Option<&Committed>, all: bool) -> Result<Self> {
+    fn compile(
+        nvrtc: &Nvrtc,
+        tree: &Tree,
+        folder: PathBuf,
+        committed: Option<&Committed>,
+        all: bool,
+    ) -> Result<Self> {
         let Nvrtc { library, .. } = nvrtc;
         if library.is_absolute() {
             println!("cargo::rerun-if-changed={}", library.display());
         }
-        // No reason to build anew: it changes nothing that is built.
-        let cache = Cache::open(env::var_os("RECURVE_KERNEL_CACHE").map(PathBuf::from), nvrtc)?;
-        let job = |&(unit, target): &(&Unit, Target)| -> Result<Compiled> {
-            let (name, headers) = (unit.file(), tree.included(&unit.text));
-            let place = cache.as_ref().map(|c| c.place(&name, &unit.text, &headers, &tree.options, target));
-            if let Some(known) = place.as_deref().and_then(cache::read) {
-                return Ok(known);
-            }
-            let compiled = nvrtc.compile(&name, &unit.text, &headers, &tree.options, target)?;
-            if let Some(place) = place {
-                cache::keep(&place, &compiled);
-            }
-            Ok(compiled)
-        };
+        let apart = Apart::new(folder, nvrtc)?;
+        let job = |&(unit, target): &(&Unit, Target)| apart.compile(tree, unit, target);
         let (major, minor) = nvrtc.version;
         // A file that is wrong is wrong for every target: PTX first, and each log once.
         let finish = |jobs: &[(&Unit, Target)]| -> Result<Vec<Compiled>> {

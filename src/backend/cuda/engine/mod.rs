@@ -32,7 +32,7 @@ mod reports;
 mod workspace;
 
 use super::batch::Rows;
-use super::buffer::{DeviceVec, Ids, View, clear, download, upload};
+use super::buffer::{DeviceVec, Ids, clear, download, upload};
 use super::context::Context;
 use super::cross_entropy::{self, Losses, MetricSums};
 use super::fused::{Fused, Unfused};

@@ -414,9 +414,9 @@ impl Built {
         committed: Option<&Committed>,
         all: bool,
     ) -> Result<Self> {
-        let Nvrtc { library, .. } = nvrtc;
-        if library.is_absolute() {
-            println!("cargo::rerun-if-changed={}", library.display());
+        let path = &nvrtc.path;
+        if path.is_absolute() {
+            println!("cargo::rerun-if-changed={}", path.display());
         }
         let apart = Apart::new(folder, nvrtc)?;
         let job = |&(unit, target): &(&Unit, Target)| apart.compile(tree, unit, target);
@@ -432,7 +432,7 @@ impl Built {
                         let _ = writeln!(
                             failed,
                             "kernels/{file} does not compile for {arch} with NVRTC {major}.{minor} ({}):\n{log}\n",
-                            library.display()
+                            path.display()
                         );
                     }
                 }

@@ -23,15 +23,15 @@ pub struct Apart<'a> {
 }
 
 impl<'a> Apart<'a> {
-    /// In this folder.
+    /// To keep them in this folder.
     pub fn new(folder: PathBuf, nvrtc: &'a Nvrtc) -> Result<Self> {
         fs::create_dir_all(&folder)
             .map_err(|e| format!("cannot make the folder {}: {e}", folder.display()))?;
         // A library that the system's loader has found by its name cannot be told from another: nothing of it is used again.
-        let library =
-            Some(&nvrtc.library).filter(|path| path.is_absolute()).and_then(|path| fs::read(path).ok());
-        let compiler = match library {
-            Some(library) => sha256(&library),
+        let program =
+            Some(&nvrtc.path).filter(|path| path.is_absolute()).and_then(|path| fs::read(path).ok());
+        let compiler = match program {
+            Some(program) => sha256(&program),
             None => format!("{} {:?}", std::process::id(), std::time::SystemTime::now()),
         };
         Ok(Self { folder, compiler, nvrtc })
@@ -50,8 +50,8 @@ impl<'a> Apart<'a> {
             .env(ARCH, target.arch())
             .env(COMPILER, &self.compiler)
             .env(PLACE, &place);
-        if self.nvrtc.library.is_absolute() {
-            process.env("NVRTC_PATH", &self.nvrtc.library);
+        if self.nvrtc.path.is_absolute() {
+            process.env("NVRTC_PATH", &self.nvrtc.path);
         }
         // What it tells cargo is this process' to tell.
         let ended = process.stdin(Stdio::null()).stdout(Stdio::null()).output();

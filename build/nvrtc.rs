@@ -21,7 +21,7 @@ const OLDEST: (i32, i32) = (12, 0);
 /// An opened NVRTC.
 pub struct Nvrtc {
     /// The library as it was opened: a path, or a name that the system's loader knows.
-    pub library: PathBuf,
+    pub path: PathBuf,
     /// Major and minor version.
     pub version: (i32, i32),
     /// Architectures that it compiles for, as 75 for compute_75 and sm_75.
@@ -125,7 +125,7 @@ impl Nvrtc {
             Ok(Read { size: symbol(&library, size)?, get: symbol(&library, get)? })
         };
         let nvrtc = Self {
-            library: path.to_path_buf(),
+            path: path.to_path_buf(),
             version: (major, minor),
             archs: archs.into_iter().filter_map(|arch| u32::try_from(arch).ok()).collect(),
             create: symbol(&library, "nvrtcCreateProgram")?,

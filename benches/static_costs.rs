@@ -14,6 +14,7 @@ use recurve::data::Examples;
 use recurve::metrics::Metrics;
 use recurve::model::{Model, ModelConfig};
 use recurve::rng::{Purpose, Rng};
+use recurve::tuning::SEQUENCE_STREAMED;
 use softcuda::{Counters, KernelCounters, Scope, Soft};
 use std::fmt::Write as _;
 
@@ -64,6 +65,7 @@ const KERNEL_COLUMNS: &[(&str, Count)] = &[
     ("global stores", |k| k.global_stores),
     ("sectors stored", |k| k.global_store_sectors),
     ("shared accesses", |k| k.shared_accesses),
+    ("passes", |k| k.shared_passes),
     ("bank conflicts", |k| k.bank_conflicts),
     ("barriers", |k| k.warp_barriers),
 ];
@@ -146,7 +148,7 @@ impl Report<'_> {
             ratio(all.fma32, multiply_adds),
             ratio(loaded, read),
             ratio(stored, written),
-            ratio(all.bank_conflicts, all.shared_accesses),
+            ratio(all.shared_passes, all.shared_accesses),
         );
         kernel_rows(&mut self.kernels, &format!("{}, {shape}", P::NAME), &counters);
     }
@@ -370,6 +372,7 @@ fn main() {
         operations = operations,
         kernel_table = kernel_table("operation", &kernels),
         staged_most = staged_most,
+        streamed = SEQUENCE_STREAMED,
         most_table = kernel_table("operation", &most_kernels),
     );
     println!("{text}");

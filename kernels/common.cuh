@@ -251,6 +251,13 @@ __device__ __forceinline__ void store_if(bool condition, float* at, float x) {
                  : "memory");
 }
 
+// Four numbers to shared memory, at a multiple of 16 bytes. One instruction: left to itself, the compiler makes four of it where it
+// loses sight of the alignment, and each of those touches a quarter of the banks four times.
+__device__ __forceinline__ void store_shared4(void* at, float4 x) {
+    asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"((u32)__cvta_generic_to_shared(at)), "f"(x.x), "f"(x.y), "f"(x.z), "f"(x.w)
+                 : "memory");
+}
+
 // Four numbers to global memory, at a multiple of 16 bytes; one instruction, for the same reason.
 __device__ __forceinline__ void store4(float* at, float x, float y, float z, float w) {
     asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(at)), "f"(x), "f"(y), "f"(z), "f"(w)
@@ -262,6 +269,12 @@ __device__ __forceinline__ float4 load4(const float* from, u64 at, u64 n, bool a
     if (aligned) return at < n ? *(const float4*)(from + at) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     return make_float4(at < n ? from[at] : 0.0f, at + 1 < n ? from[at + 1] : 0.0f, at + 2 < n ? from[at + 2] : 0.0f,
                        at + 3 < n ? from[at + 3] : 0.0f);
+}
+
+// Elements [at, at + 2) likewise, of an array of an even n at a multiple of 8 bytes.
+__device__ __forceinline__ float2 load2(const float* from, u64 at, u64 n, bool aligned) {
+    if (aligned) return at < n ? *(const float2*)(from + at) : make_float2(0.0f, 0.0f);
+    return make_float2(at < n ? from[at] : 0.0f, at + 1 < n ? from[at + 1] : 0.0f);
 }
 
 __device__ __forceinline__ void store4(float* to, u64 at, u64 n, bool aligned, float4 value) {

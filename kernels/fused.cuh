@@ -74,33 +74,26 @@ __device__ __forceinline__ float project(const float* x, const float (&w)[EP], f
     return project(row, w, bias);
 }
 
-// Whose pre-activation is given + h·U.
-template <u32 HP>
-__device__ __forceinline__ float recur(const float* h, const float (&u)[HP], float given) {
-    float chain[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-    add_product((const float4*)h, u, chain);
-    return given + ((chain[0] + chain[1]) + (chain[2] + chain[3]));
-}
-
-// h[T] of one row by 4·HP threads; h[s] lies in row s % 2 of h_rows, and is rounded to T.
+// h[T] of one row by 4·HP threads; h[s] lies in row s % 2 of h_rows (place_of), and is rounded to T.
 template <u32 HP, u32 EP, typename T>
 __device__ __forceinline__ const float* walk(const float (&w)[EP], const float (&u)[HP], float bias, const float* x, float* h_rows, u32 t) {
-    const u32 unit = threadIdx.x / GATES;
-    const u32 gate = threadIdx.x % GATES;
+    const u32 gate = gate_of(threadIdx.x);
+    const u32 place = place_of(unit_of(threadIdx.x));
+    const u32 half = 4 * half_of(gate);
     const Squash kind(gate == GATE_G);
     float c_now = 0.0f;
-    if (gate == GATE_I) h_rows[unit] = 0.0f;
+    if (gate == GATE_I) h_rows[place] = 0.0f;
     // x has been written, too.
     __syncthreads();
     float next = project<EP>(x, w, bias);
     for (u32 s = 0; s < t; ++s) {
         const float given = next;
-        const float pre = recur<HP>(h_rows + s % 2 * HP, u, given);
+        const float pre = recur<HP>(h_rows + s % 2 * HP + half, u, given);
         next = project<EP>(x + min(s + 1, t - 1) * EP, w, bias);
         const GateValues v = exchange(squash(pre, kind).value());
         c_now = fmaf(v.f, c_now, v.i * v.g);
         const float h_now = as_stored<T>(squash(c_now, Squash(true)).product(v.o));
-        if (gate == GATE_I) h_rows[(s + 1) % 2 * HP + unit] = h_now;
+        if (gate == GATE_I) h_rows[(s + 1) % 2 * HP + place] = h_now;
         __syncthreads();
     }
     return h_rows + t % 2 * HP;
@@ -141,7 +134,7 @@ __device__ __forceinline__ void classify(const float* h, const Weights<T>& a, fl
         if (col > warp) column = ClassColumn<HP>(a, hidden, classes, col);
         float sum = 0.0f;
 #pragma unroll
-        for (u32 j = 0; j < HP / WARP; ++j) sum = fmaf(h[j * WARP + lane], column.w[j], sum);
+        for (u32 j = 0; j < HP / WARP; ++j) sum = fmaf(h[j * WARP + place_of(lane)], column.w[j], sum);
         sum = warp_sum(sum);
         if (lane == 0) logits[col] = column.b + sum;
     }
@@ -182,7 +175,7 @@ struct TwoClasses {
         for (u32 c = 0; c < TWO; ++c) {
             logits[c] = 0.0f;
 #pragma unroll
-            for (u32 j = 0; j < HP / WARP; ++j) logits[c] = fmaf(h[j * WARP + lane], head.w[c][j * WARP + lane], logits[c]);
+            for (u32 j = 0; j < HP / WARP; ++j) logits[c] = fmaf(h[j * WARP + place_of(lane)], head.w[c][j * WARP + lane], logits[c]);
         }
         // Of both at once.
 #pragma unroll
@@ -216,9 +209,9 @@ __device__ __forceinline__ void meet() {
 template <u32 HP, u32 EP>
 struct Kept {
     float* gates;   // [t] GateRow: pre without h·U; then gate_slope; then dpre
-    float* h_rows;  // [t+1, HP]
+    float* h_rows;  // [t+1, HP], each by place_of
     float* states;  // [t, HP]: state_slope
-    float* forget;  // [t, HP]: the gate f
+    float* forget;  // [t, HP]: the gate f, in other banks than the states, which a warp writes along with it
     float* x;       // [t, EP]
     float* w_tile;  // [TILE_INPUTS, TILE_PITCH]
     u32* places;    // [t]: where dx[s] goes
@@ -227,7 +220,7 @@ struct Kept {
     float* dlogits;
 
     __device__ __forceinline__ Kept(float* shared, u32 t, u32 classes)
-        : gates(shared), h_rows(gates + t * GateRow<HP>::ROW), states(h_rows + (t + 1) * HP), forget(states + t * HP),
+        : gates(shared), h_rows(gates + t * GateRow<HP>::ROW), states(h_rows + (t + 1) * HP), forget(states + t * HP + WARP / GATES),
           x(forget + t * HP), w_tile(x + t * EP), places((u32*)(w_tile + TILE_INPUTS * TILE_PITCH<HP>)), head((Head<HP>*)(places + t)),
           logits((float*)head + Head<HP>::FLOATS), dlogits(logits + classes) {}
 };
@@ -257,7 +250,7 @@ struct TileShare {
     __device__ __forceinline__ void store(float* w_tile, u32 thread) const {
 #pragma unroll
         for (u32 n = 0; n < N; ++n) {
-            *(float4*)(w_tile + input(n, thread) * TILE_PITCH<HP> + gate(n, thread) * HP + four(n, thread)) = fours[n];
+            store_shared4(w_tile + input(n, thread) * TILE_PITCH<HP> + gate(n, thread) * HP + four(n, thread), fours[n]);
         }
     }
 };
@@ -338,14 +331,14 @@ struct Tile {
         }
     }
 
-    // Rows first_row … of n, columns four … of one gate's `hidden`.
-    template <bool FOURS>
+    // Rows first_row … of n, columns four … of one gate's `hidden`. PLACED: `left` was in the order of place_of.
+    template <bool FOURS, bool PLACED>
     __device__ __forceinline__ void store(float* to, u32 first_row, u32 n, u32 four, u32 hidden) const {
 #pragma unroll
         for (u32 k = 0; k < N; ++k) {
-            if (first_row + k >= n) continue;
-            store_four<FOURS>(to + (u64)(first_row + k) * GATES * hidden, four, hidden,
-                              make_float4(sum[k][0], sum[k][1], sum[k][2], sum[k][3]));
+            const u32 row = first_row + (PLACED ? place_of(k) : k);
+            if (row >= n) continue;
+            store_four<FOURS>(to + (u64)row * GATES * hidden, four, hidden, make_float4(sum[k][0], sum[k][1], sum[k][2], sum[k][3]));
         }
     }
 
@@ -377,8 +370,8 @@ struct Columns {
 template <bool FOURS, u32 INPUTS, u32 UNITS>
 __device__ __forceinline__ void store_sums(float* to, const Tile<INPUTS>& dw, const Tile<UNITS>& du, float4 db, u32 quarter, u32 four,
                                            u32 e, u32 hidden) {
-    dw.template store<FOURS>(to, quarter * INPUTS, e, four, hidden);
-    du.template store<FOURS>(to + (u64)e * GATES * hidden, quarter * UNITS, hidden, four, hidden);
+    dw.template store<FOURS, false>(to, quarter * INPUTS, e, four, hidden);
+    du.template store<FOURS, true>(to + (u64)e * GATES * hidden, quarter * UNITS, hidden, four, hidden);
     if (quarter == 0) store_four<FOURS>(to + (u64)(e + hidden) * GATES * hidden, four, hidden, db);
 }
 
@@ -401,14 +394,16 @@ __device__ __forceinline__ void row_step(const Kept<HP, EP>& kept, u32 row, F ar
     if (helps) {
         // Parameters are asked for before anybody waits for ids: the thread's column of W, and what is needed later.
         float w[EP];
-        load_column(a.w, e, hidden, thread / GATES, thread % GATES, w);
-        const float bias = thread / GATES < hidden ? a.b[thread % GATES * hidden + thread / GATES] : 0.0f;
+        const u32 unit = unit_of(thread);
+        const u32 gate = gate_of(thread);
+        load_column(a.w, e, hidden, unit, gate, w);
+        const float bias = unit < hidden ? a.b[gate * hidden + unit] : 0.0f;
         HelperShare<HP> share;
         if constexpr (HAS_ROOM) share.load(a, class_weights, scaling, e, hidden, classes, thread);
         const Arrived arrived = arrive();
         if (row >= arrived.rows) return;
         // Forward: the part of pre that needs no h, two time steps ahead.
-        float* pre = kept.gates + thread % GATES * GateRow<HP>::GATE + thread / GATES;
+        float* pre = kept.gates + gate * GateRow<HP>::GATE + unit;
         if (thread < HP) kept.h_rows[thread] = 0.0f;
         meet<THREADS>();
         pre[0] = project<EP>(kept.x, w, bias);
@@ -428,8 +423,12 @@ __device__ __forceinline__ void row_step(const Kept<HP, EP>& kept, u32 row, F ar
                 meet<THREADS>();
             }
         }
-        // The dense layer and the loss.
+        // The dense layer and its gradient.
         const float* h = kept.h_rows + t * HP;
+        Softmax softmax = {};
+        u32 label = 0;
+        float label_logit = 0.0f;
+        float weight = 0.0f;
         if (two) {
             if (thread < WARP) {
                 TwoClasses own(h, *kept.head);
@@ -438,19 +437,17 @@ __device__ __forceinline__ void row_step(const Kept<HP, EP>& kept, u32 row, F ar
                     all_finite &= is_finite(own.gradient);
                 }
                 if (lane < TWO) dlogits[row * TWO + lane] = own.gradient;
-                if (lane == 0) {
-                    const RowLoss found = row_loss(own.softmax, own.label == 0 ? own.logits[0] : own.logits[1], own.label);
-                    loss[row] = found.loss * own.weight;
-                    hits[row] = found.hit;
-                }
+                softmax = own.softmax;
+                label = own.label;
+                label_logit = label == 0 ? own.logits[0] : own.logits[1];
+                weight = own.weight;
             }
         } else {
-            const u32 label = kept.head->label;
+            label = kept.head->label;
+            weight = kept.head->weight;
             const float rows = kept.head->rows;
-            const float weight = kept.head->weight;
             classify<HP>(h, a, kept.logits, hidden, classes, thread / WARP, HALF<HP> / WARP, first);
             meet<THREADS>();
-            Softmax softmax = {};
             if (thread < WARP) {
                 // Each lane's own classes: the probabilities, then the gradient in their place.
                 softmax = softmax_row(kept.logits, kept.dlogits, classes);
@@ -466,13 +463,9 @@ __device__ __forceinline__ void row_step(const Kept<HP, EP>& kept, u32 row, F ar
                 }
             }
             meet<THREADS>();
-            if (thread == 0) {
-                const RowLoss found = row_loss(softmax, kept.logits[label], label);
-                loss[row] = found.loss * weight;
-                hits[row] = found.hit;
-            }
+            label_logit = kept.logits[label];
         }
-        if (thread < hidden) h_last[(u64)row * hidden + thread] = narrow<T>(h[thread]);
+        if (thread < hidden) h_last[(u64)row * hidden + thread] = narrow<T>(h[place_of(thread)]);
         // Backward.
         constexpr u32 UNITS = HP / 4;
         constexpr u32 INPUTS = EP / 4;
@@ -481,7 +474,7 @@ __device__ __forceinline__ void row_step(const Kept<HP, EP>& kept, u32 row, F ar
         Tile<INPUTS> dw = {};
         float4 db = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
         // What a time step's sums are made of. With room in registers it is asked for in one time step and summed in the next, when
-        // the walkers ask for theirs. At first nothing is summed.
+        // the walkers ask for theirs.
         constexpr bool LATER = HP == 32;
         Row<UNITS> h_part = {};
         Row<INPUTS> x_part = {};
@@ -491,13 +484,31 @@ __device__ __forceinline__ void row_step(const Kept<HP, EP>& kept, u32 row, F ar
             dw.add(x_part, dpre);
             db = make_float4(db.x + dpre.x, db.y + dpre.y, db.z + dpre.z, db.w + dpre.w);
         };
-        for (u32 s = t; s-- > 0;) {
-            meet<THREADS>();
-            if constexpr (LATER) sum();
+        const auto ask = [&](u32 s) {
             dpre = shared4(kept.gates + s * GateRow<HP>::ROW + own.gate * GateRow<HP>::GATE + own.four);
             h_part.load(kept.h_rows + s * HP + own.quarter * UNITS);
             x_part.load(kept.x + s * EP + own.quarter * INPUTS);
             if constexpr (!LATER) sum();
+        };
+        const auto write_loss = [&]() {
+            if (thread > 0) return;
+            const RowLoss found = row_loss(softmax, label_logit, label);
+            loss[row] = found.loss * weight;
+            hits[row] = found.hit;
+        };
+        u32 left = t;
+        if constexpr (LATER) {
+            meet<THREADS>();
+            ask(--left);
+            // While the walkers, who would have waited for it before the barrier, take their next time step.
+            write_loss();
+        } else {
+            write_loss();
+        }
+        while (left > 0) {
+            meet<THREADS>();
+            if constexpr (LATER) sum();
+            ask(--left);
         }
         if constexpr (LATER) sum();
         // Computed anew: of 64 units it has no register through the loop.
@@ -514,17 +525,17 @@ __device__ __forceinline__ void row_step(const Kept<HP, EP>& kept, u32 row, F ar
             all_finite &= is_finite(db.x) && is_finite(db.y) && is_finite(db.z) && is_finite(db.w);
         }
     } else {
-        const u32 gate = thread % GATES;
+        const u32 gate = gate_of(thread);
         float slice[HP];
         {
-            const u32 unit = thread / GATES;
+            const u32 unit = unit_of(thread);
             float u[HP];
             // Before ids are waited for, if the column of 16 bits, which takes more registers until it is widened, leaves any.
             constexpr bool EARLY = HAS_ROOM || sizeof(T) == sizeof(float);
-            if constexpr (EARLY) load_column(a.u, hidden, hidden, unit, gate, u);
+            if constexpr (EARLY) load_halves(a.u, hidden, unit, gate, u);
             if constexpr (HAS_ROOM) load_slice<HP>(a.u, unit, hidden, gate, slice);
             if (row >= arrive().rows) return;
-            if constexpr (!EARLY) load_column(a.u, hidden, hidden, unit, gate, u);
+            if constexpr (!EARLY) load_halves(a.u, hidden, unit, gate, u);
             float* gates = kept.gates + gate * GateRow<HP>::GATE + unit;
             float c_now = 0.0f;
             meet<THREADS>();
@@ -542,13 +553,13 @@ __device__ __forceinline__ void row_step(const Kept<HP, EP>& kept, u32 row, F ar
             const bool has_h = gate == GATE_I;
             const bool has_f = gate == GATE_F;
             const bool has_state = has_f || gate == GATE_O;
-            float* mine = (has_h ? kept.h_rows : has_f ? kept.forget : kept.states) + unit;
+            float* mine = has_h ? kept.h_rows + place_of(unit) : (has_f ? kept.forget : kept.states) + unit;
             const auto keep = [&](bool there) {
                 const GateValues stored = {as_stored<T>(v.i), as_stored<T>(v.f), as_stored<T>(v.g), as_stored<T>(v.o)};
                 store_if(there, gates - GateRow<HP>::ROW, gate_slope(gate, bits, as_stored<T>(own), stored, c_prev, tanh_c));
                 store_if(there && has_state, mine - HP, has_f ? stored.f : state_slope(stored.o, tanh_c));
             };
-            const float* h_at = kept.h_rows;
+            const float* h_at = kept.h_rows + 4 * half_of(gate);
             float given = shared1(gates);
             bool there = false;
             for (u32 left = t; left > 0; --left) {
@@ -577,8 +588,8 @@ __device__ __forceinline__ void row_step(const Kept<HP, EP>& kept, u32 row, F ar
             __syncwarp();
         }
         const u32 again = anew(thread);
-        const u32 unit = again / GATES;
-        if constexpr (!HAS_ROOM) load_slice<HP>(a.u, unit, hidden, again % GATES, slice);
+        const u32 unit = unit_of(again);
+        if constexpr (!HAS_ROOM) load_slice<HP>(a.u, unit, hidden, gate_of(again), slice);
         float dh_now = 0.0f;
         if (two) {
             float dense_w[TWO];
@@ -612,7 +623,7 @@ __device__ __forceinline__ void row_step(const Kept<HP, EP>& kept, u32 row, F ar
             meet<THREADS>();
             if (--left == 0) break;
             float chain[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-            add_slice<HP>(dpre_at, 0, slice, chain);
+            add_slice<HP>(dpre_at, slice, chain);
             own_at -= GateRow<HP>::ROW;
             state_at -= HP;
             forget_at -= HP;
@@ -620,14 +631,16 @@ __device__ __forceinline__ void row_step(const Kept<HP, EP>& kept, u32 row, F ar
             slope = shared1(own_at);
             state = shared1(state_at);
             f = shared1(forget_at);
-            dh_now = sum_slices(chain);
+            dh_now = sum_slices((chain[0] + chain[1]) + (chain[2] + chain[3]));
         }
     }
 
-    // dx, 16 inputs at a time: a thread has an input, and time step after time step; two side by side where there are so few warps that
-    // a multiprocessor waits for their chains.
-    constexpr u32 SIDE = HP == 32 ? 2 : 1;
-    constexpr u32 APART = THREADS / TILE_INPUTS;
+    // dx, 16 inputs at a time: a thread has two inputs of two time steps, so that it multiplies as many numbers as it asks shared memory
+    // for. Neighbouring lanes have the same inputs, the next but one the same time steps: both are read in two passes.
+    constexpr u32 SIDE = 2;
+    constexpr u32 INPUTS_APART = TILE_INPUTS / SIDE;
+    constexpr u32 STEPS = SIDE * SIDE;  // of 16 threads
+    constexpr u32 COLUMNS = HP == 32 ? 32 : 16;  // as many as there are registers for
     for (u32 first_k = 0; first_k < e; first_k += TILE_INPUTS) {
         if (first_k > 0) {
             // The tile before has been read.
@@ -637,30 +650,37 @@ __device__ __forceinline__ void row_step(const Kept<HP, EP>& kept, u32 row, F ar
             share.store(kept.w_tile, threadIdx.x);
             meet<THREADS>();
         }
-        const u32 k = threadIdx.x % TILE_INPUTS;
-        for (u32 s = threadIdx.x / TILE_INPUTS; s < t; s += SIDE * APART) {
-            u32 at[SIDE];
-            float sum[SIDE] = {};
-            // Where there is no second one, the first again.
+        const u32 k = threadIdx.x / SIDE % INPUTS_APART;
+        for (u32 s = threadIdx.x / TILE_INPUTS * STEPS + threadIdx.x % SIDE; s < t; s += THREADS / TILE_INPUTS * STEPS) {
+            // Where there is no second time step, the first again.
+            const u32 at[SIDE] = {s, s + SIDE < t ? s + SIDE : s};
+            float sum[SIDE][SIDE] = {};
 #pragma unroll
-            for (u32 i = 0; i < SIDE; ++i) at[i] = s + i * APART < t ? s + i * APART : s;
-#pragma unroll
-            for (u32 part = 0; part < GATES * HP; part += WARP) {
+            for (u32 part = 0; part < GATES * HP; part += COLUMNS) {
                 const u32 place = part / HP * GateRow<HP>::GATE + part % HP;
-                Row<WARP> w;
-                w.load(kept.w_tile + k * TILE_PITCH<HP> + part);
+                Row<COLUMNS> w[SIDE], dpre[SIDE];
 #pragma unroll
                 for (u32 i = 0; i < SIDE; ++i) {
-                    Row<WARP> dpre;
-                    dpre.load(kept.gates + at[i] * GateRow<HP>::ROW + place);
-                    sum[i] = add_chain(dpre, w, sum[i]);
+                    w[i].load(kept.w_tile + (k + i * INPUTS_APART) * TILE_PITCH<HP> + part);
+                    dpre[i].load(kept.gates + at[i] * GateRow<HP>::ROW + place);
+                }
+#pragma unroll
+                for (u32 i = 0; i < SIDE; ++i) {
+#pragma unroll
+                    for (u32 j = 0; j < SIDE; ++j) sum[i][j] = add_chain(dpre[i], w[j], sum[i][j]);
                 }
             }
 #pragma unroll
             for (u32 i = 0; i < SIDE; ++i) {
-                if (first_k + k >= e || s + i * APART >= t) continue;
-                dx[(u64)kept.places[at[i]] * e + first_k + k] = sum[i];
-                if constexpr (SCALES<T>) all_finite &= is_finite(sum[i]);
+                if (i > 0 && s + SIDE >= t) continue;
+                const u64 row = (u64)kept.places[at[i]] * e;
+#pragma unroll
+                for (u32 j = 0; j < SIDE; ++j) {
+                    const u32 input = first_k + k + j * INPUTS_APART;
+                    if (input >= e) continue;
+                    dx[row + input] = sum[i][j];
+                    if constexpr (SCALES<T>) all_finite &= is_finite(sum[i][j]);
+                }
             }
         }
     }
@@ -706,12 +726,12 @@ __device__ __forceinline__ void fused_forward(const u32* data, const u32* labels
     float* h_rows = x + t * EP;
     float* logits = h_rows + 2 * HP;
     float* probs_own = logits + classes;
-    const u32 unit = threadIdx.x / GATES;
-    const u32 gate = threadIdx.x % GATES;
+    const u32 unit = unit_of(threadIdx.x);
+    const u32 gate = gate_of(threadIdx.x);
     float w[EP];
     float u[HP];
     load_column(a.w, e, hidden, unit, gate, w);
-    load_column(a.u, hidden, hidden, unit, gate, u);
+    load_halves(a.u, hidden, unit, gate, u);
     const float bias = unit < hidden ? a.b[gate * hidden + unit] : 0.0f;
     const ClassColumn<HP> first(a, hidden, classes, threadIdx.x / WARP);
     for (u32 row = blockIdx.x; row < rows; row += gridDim.x) {

@@ -84,8 +84,9 @@ __device__ __forceinline__ void gemm(const T* a, const T* b, const float* bias, 
     __shared__ __align__(16) float b_tile[2][GEMM_K][PITCH<WIDE>];
     const u32 first_row = blockIdx.y * TALL;
     const u32 first_col = blockIdx.x * WIDE;
-    const u32 row = threadIdx.x / SIDE_THREADS * 4;
-    const u32 col = threadIdx.x % SIDE_THREADS * COLS;
+    // Neighbouring lanes have the same rows, the next but one the same columns: shared memory returns both at twice the rate.
+    const u32 row = threadIdx.x / 2 % 2 * 4 + threadIdx.x / (2 * SIDE_THREADS) * 8;
+    const u32 col = threadIdx.x % 2 * COLS + threadIdx.x / 4 % (SIDE_THREADS / 2) * (2 * COLS);
     const u64 begin_k = (u64)blockIdx.z * k_slice;
     const u32 end_k = (u32)min((u64)k, begin_k + k_slice);
 
@@ -167,8 +168,9 @@ __device__ __forceinline__ void gemm(const T* a, const T* b, const float* bias, 
     }
 }
 
+// Blocks that a multiprocessor shall have room for: left to itself the compiler makes other choices for other architectures, and spills.
 #define GEMM(name, ta, tb, tall, wide, T)                                                                                       \
-    extern "C" __global__ void __launch_bounds__(GEMM_THREADS)                                                                  \
+    extern "C" __global__ void __launch_bounds__(GEMM_THREADS, tall == GEMM_TALL ? 2 : 4)                                         \
     name(const T* a, const T* b, const float* bias, float* out, u32 m, u32 n, u32 k, u32 k_slice, u64 slice_stride,             \
          u32 accumulate) {                                                                                                      \
         gemm<ta, tb, tall, wide>(a, b, bias, out, m, n, k, k_slice, slice_stride, accumulate);                                  \

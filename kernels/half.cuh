@@ -81,6 +81,17 @@ __device__ __forceinline__ float4 load4(const T* from, u64 at, u64 n, bool align
                        at + 2 < n ? widen(from[at + 2]) : 0.0f, at + 3 < n ? widen(from[at + 3]) : 0.0f);
 }
 
+// load2 likewise, at a multiple of 4 bytes.
+template <typename T>
+__device__ __forceinline__ float2 load2(const T* from, u64 at, u64 n, bool aligned) {
+    if (aligned) {
+        if (at >= n) return make_float2(0.0f, 0.0f);
+        const u32 pair = *(const u32*)(from + at);
+        return make_float2(widen(T{(unsigned short)pair}), widen(T{(unsigned short)(pair >> 16)}));
+    }
+    return make_float2(at < n ? widen(from[at]) : 0.0f, at + 1 < n ? widen(from[at + 1]) : 0.0f);
+}
+
 // store4 of common.cuh, rounded to 16 bits each, where `aligned` at a multiple of 8 bytes.
 template <typename T>
 __device__ __forceinline__ void store4(T* to, u64 at, u64 n, bool aligned, float4 value) {

@@ -9,7 +9,7 @@
 //   forward    warp w holds the rows k in [32w, 32w + 32) of U's columns of the block's units, two columns a lane: a piece of each sum.
 //   backward   warp w holds the columns [128w, 128w + 128) of U's rows of the block's units: two rows a lane, and 32 columns, a piece.
 //   Pieces pass through shared memory (backward: four of them by shuffles first) to the threads that add them up: thread tid has the
-//   row tid / (4·UNITS) of the tile, the unit tid / 4 % UNITS, the gate tid % 4. A tile is as many rows as that makes: 2, 4 or 8.
+//   row tid / (4·UNITS) of the tile, and there a unit and a gate (lstm_sequence.cuh). A tile is as many rows as that makes: 2, 4 or 8.
 //   _h128 _h256 _h512   for H up to that, with 4, 8 or 16 warps
 //   _bf16 _f16    U, gates, h and dpre are stored in 16 bits (src/backend/precision.rs)
 // Shapes: pre gates dpre [T,B,4H], h c [T+1,B,H] (row 0 the initial state), dh [T,B,H], dh_last dc_last dc0 [B,H].
@@ -169,8 +169,9 @@ __device__ __forceinline__ void persistent_forward(const T* u, const float* pre,
     u32 first_row, end_row;
     group_rows(rows, batch, first_row, end_row);
     const u32 tile_row = threadIdx.x / COLUMNS;
-    const u32 unit = first_unit + threadIdx.x / GATES % UNITS;
-    const u32 gate = threadIdx.x % GATES;
+    const u32 own_unit = unit_of(threadIdx.x % COLUMNS);
+    const u32 unit = first_unit + own_unit;
+    const u32 gate = gate_of(threadIdx.x);
     const u32 k = warp * WARP + lane;
     const u64 state_step = (u64)batch * hidden;
     for (u32 s = 0; s < t; ++s) {
@@ -215,7 +216,7 @@ __device__ __forceinline__ void persistent_forward(const T* u, const float* pre,
             float total = given;
 #pragma unroll
             for (u32 quad = 0; quad < WARPS; quad += 4) {
-                const float* piece = &pieces[quad][tile_row][threadIdx.x % COLUMNS];
+                const float* piece = &pieces[quad][tile_row][own_unit * GATES + gate];
                 constexpr u32 NEXT = TILE * COLUMNS;
                 const float sum = (piece[0] + piece[NEXT]) + (piece[2 * NEXT] + piece[3 * NEXT]);
                 total = quad * WARP < hidden ? total + sum : total;
@@ -275,8 +276,9 @@ __device__ __forceinline__ void persistent_backward(const T* u, const T* gates, 
     u32 first_row, end_row;
     group_rows(rows, batch, first_row, end_row);
     const u32 tile_row = threadIdx.x / COLUMNS;
-    const u32 unit = first_unit + threadIdx.x / GATES % UNITS;
-    const u32 gate = threadIdx.x % GATES;
+    const u32 own_unit = unit_of(threadIdx.x % COLUMNS);
+    const u32 unit = first_unit + own_unit;
+    const u32 gate = gate_of(threadIdx.x);
     const u32 k = (warp * WARP + lane) * 4;
     const u64 state_step = (u64)batch * hidden;
     for (u32 s = t; s-- > 0;) {
@@ -350,7 +352,7 @@ __device__ __forceinline__ void persistent_backward(const T* u, const T* gates, 
                 __syncthreads();
 #pragma unroll
                 for (u32 w = 0; w < WARPS; ++w) {
-                    total += quads[w][tile_row][threadIdx.x / GATES % UNITS];
+                    total += quads[w][tile_row][own_unit];
                 }
                 // The sums are written anew.
                 __syncthreads();

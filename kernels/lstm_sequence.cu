@@ -2,16 +2,15 @@
 //
 // Rows of the batch are independent: a block takes one row (backward: one row after another) through all time steps, and blocks
 // never wait for each other. HP is H padded to 32, 64, 96 or 128; what is padded holds zeros, so that no sum depends on it.
-// A block has 4·HP threads. Thread tid belongs to unit tid/4; tid%4 is its gate, so that the four gates of a unit lie in one warp
-// and are exchanged by shuffles (lstm_sequence.cuh). One block barrier a time step: what threads exchange through shared memory is
-// double-buffered.
+// A block has 4·HP threads: lanes are units, then gates (lstm_sequence.cuh). One block barrier a time step: what threads exchange through
+// shared memory is double-buffered.
 //
-//   forward    pre holds x·W + b (one gemm over all time steps), and may be the array of the gates. A thread keeps its column of U
-//              in registers, the last output h lies in shared memory: to pre is added h·U, four chains of fmaf (k mod 4), added as
-//              (0+1)+(2+3).
-//   backward   dh of the step before: thread (unit k, slice s) sums dpre[col]·U[k,col] over the columns 16j + 4s + i (chain i) of
-//              the 4·HP, gates padded; the four slices are added by shuffles, (0+1)+(2+3). dpre lies in shared memory, U's slice
-//              in registers.
+//   forward    pre holds x·W + b (one gemm over all time steps), and may be the array of the gates. U lies in registers, the last
+//              output h in shared memory: to pre is added h·U, four chains of fmaf (k mod 4), added as (0+1)+(2+3). Two lanes share
+//              the sums of two gates.
+//   backward   dh of the step before: slice s of four sums dpre[col]·U[k,col] over the columns 16j + 4s + i (chain i) of the
+//              4·HP, gates padded; the four slices are added by shuffles, (0+1)+(2+3). dpre lies in shared memory, U in registers.
+//              Two lanes share the same slice of two units.
 //   _e16 _e32  backward also sums dW, dU and db of its rows in registers, last time step first, into partials[block]:
 //              [dW (E·4H) | dU (H·4H) | db (4H)]. Without the suffix: _h32 and _h64 sum dU and db, _h96 and _h128 nothing
 //              (gemm_tn and column_sums over dpre do the rest).
@@ -23,36 +22,42 @@
 // Launch: forward grid B; backward any grid <= B, one partial a block; block 4·HP; dynamic shared staged·4·HP floats.
 #include "lstm_sequence.cuh"
 
-// Four rows of a column of U from row k on; what is padded is 0.
-template <typename T>
-__device__ __forceinline__ float4 column_four(const T* u, u32 k, u32 hidden, u32 columns, u32 col, bool valid) {
-    const auto at = [&](u32 k) { return valid && k < hidden ? widen(u[(u64)k * columns + col]) : 0.0f; };
-    return make_float4(at(k), at(k + 1), at(k + 2), at(k + 3));
-}
-
-// chain[i] += left(n).i · right n's .i over groups n < GROUPS of U that are not in registers: the first `staged` in shared memory, a group
-// of each thread beside the next thread's, the rest from memory.
-template <u32 GROUPS, u32 THREADS, typename Left, typename Right>
-__device__ __forceinline__ void add_streamed(const float* staged_u, u32 staged, float (&chain)[4], Left left, Right from_memory) {
+// The halves over the eights m < EIGHTS of U that are not in registers: right(m, false) own's four, right(m, true) other's. Of the first
+// `staged` they lie in shared memory, a thread's four beside the next one's, the rest is read from memory.
+template <u32 EIGHTS, u32 THREADS, typename Left, typename Right>
+__device__ __forceinline__ void add_streamed(const float* staged_u, u32 staged, Halves& sums, Left left, Right from_memory) {
     const float4* fours = (const float4*)staged_u + threadIdx.x;
-    const auto add = [&](u32 n, float4 weight) {
-        const float4 part = left(n);
-        chain[0] = fmaf(part.x, weight.x, chain[0]);
-        chain[1] = fmaf(part.y, weight.y, chain[1]);
-        chain[2] = fmaf(part.z, weight.z, chain[2]);
-        chain[3] = fmaf(part.w, weight.w, chain[3]);
+    const auto add_staged = [&](u32 m) {
+        const float4 part = shared4(left(m));
+        Halves::add(sums.own, part, shared4(fours + 2 * m * THREADS));
+        Halves::add(sums.other, part, shared4(fours + (2 * m + 1) * THREADS));
     };
-    if (staged == GROUPS) {
-        // As on GPUs with 128 KiB a block: without a branch a group.
+    if (staged == EIGHTS) {
+        // As on GPUs with 128 KiB a block: without a branch each.
 #pragma unroll
-        for (u32 n = 0; n < GROUPS; ++n) add(n, shared4(fours + n * THREADS));
+        for (u32 m = 0; m < EIGHTS; ++m) add_staged(m);
         return;
     }
     // Not unrolled: what that would hold in registers is not there.
 #pragma unroll 1
-    for (u32 n = 0; n < staged; ++n) add(n, shared4(fours + n * THREADS));
+    for (u32 m = 0; m < staged; ++m) add_staged(m);
 #pragma unroll 1
-    for (u32 n = staged; n < GROUPS; ++n) add(n, from_memory(n));
+    for (u32 m = staged; m < EIGHTS; ++m) {
+        Halves::add(sums.own, shared4(left(m)), from_memory(m, false));
+        // Nor both at once.
+        asm volatile("" ::: "memory");
+        Halves::add(sums.other, shared4(left(m)), from_memory(m, true));
+    }
+}
+
+// Stages the first `staged` eights.
+template <u32 THREADS, typename Right>
+__device__ __forceinline__ void stage(float* staged_u, u32 staged, Right from_memory) {
+    float4* fours = (float4*)staged_u + threadIdx.x;
+    for (u32 m = 0; m < staged; ++m) {
+        fours[2 * m * THREADS] = from_memory(m, false);
+        fours[(2 * m + 1) * THREADS] = from_memory(m, true);
+    }
 }
 
 template <u32 HP, u32 KEPT, typename T>
@@ -61,53 +66,46 @@ __device__ __forceinline__ void sequence_forward(const T* h0, const float* c0, c
     constexpr u32 THREADS = GATES * HP;
     __shared__ __align__(16) float h_shared[2][HP];
     extern __shared__ __align__(16) float staged_u[];
-    const u32 unit = threadIdx.x / GATES;
-    const u32 gate = threadIdx.x % GATES;
+    const u32 unit = unit_of(threadIdx.x);
+    const u32 gate = gate_of(threadIdx.x);
+    const u32 place = place_of(unit);
     const bool valid = unit < hidden;
     const u32 row = blockIdx.x;
     const u32 columns = GATES * hidden;
     const u32 col = gate * hidden + unit;
 
-    float kept[KEPT];
-#pragma unroll
-    for (u32 k = 0; k < KEPT; ++k) {
-        // What is padded reads another number and drops it: predicated loads of 16 bits spill (on sm_80).
-        const float weight = widen(u[(u64)min(k, hidden - 1) * columns + (valid ? col : 0)]);
-        kept[k] = valid && k < hidden ? weight : 0.0f;
-    }
-    if constexpr (KEPT < HP) {
-        for (u32 n = 0; n < staged / 4; ++n) {
-            ((float4*)staged_u)[n * THREADS + threadIdx.x] = column_four(u, KEPT + 4 * n, hidden, columns, col, valid);
-        }
-    }
-
-    const u64 state = (u64)row * hidden + unit;
-    const u64 state_step = (u64)batch * hidden;
+    const auto streamed = [&](u32 m, bool other) {
+        // Not from registers that a time step has no room for.
+        const u32 thread = anew(threadIdx.x);
+        return half_four(u, hidden, unit_of(thread), gate_of(thread), KEPT + 8 * m, other);
+    };
+    if constexpr (KEPT < HP) stage<THREADS>(staged_u, staged / 8, streamed);
+    u64 state = (u64)row * hidden + unit;
     float c_now = valid && c0 ? c0[state] : 0.0f;
     if (gate == GATE_I) {
         const float h_now = valid && h0 ? widen(h0[state]) : 0.0f;
-        h_shared[0][unit] = h_now;
+        h_shared[0][place] = h_now;
         if (valid) h[state] = narrow<T>(h_now);
     }
     if (gate == GATE_F && valid) c[state] = c_now;
     __syncthreads();
+    // Here, where they take the only registers: before, 16 bits would spill until they are widened.
+    float kept[KEPT];
+    load_halves(u, hidden, unit, gate, kept);
 
-    const float* pre_at = pre + (u64)row * columns + col;
-    T* gate_at = gates + (u64)row * columns + col;
-    const u64 gate_step = (u64)batch * columns;
-    float next = valid && t > 0 ? *pre_at : 0.0f;
+    // One place in pre and gates, one in h and c, which move on together.
+    u64 own = (u64)row * columns + col;
+    float next = valid && t > 0 ? pre[own] : 0.0f;
     for (u32 s = 0; s < t; ++s) {
         const float given = next;
-        next = valid && s + 1 < t ? pre_at[gate_step] : 0.0f;
-        const float4* h_prev = (const float4*)h_shared[s % 2];
-        float chain[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-        add_product(h_prev, kept, chain);
+        next = valid && s + 1 < t ? pre[own + (u64)batch * columns] : 0.0f;
+        const float* h_prev = h_shared[s % 2] + 4 * half_of(gate);
+        Halves sums;
+        sums.add_all([&](u32 m) { return h_prev + 8 * m; }, kept);
         if constexpr (KEPT < HP) {
-            add_streamed<(HP - KEPT) / 4, THREADS>(
-                staged_u, staged / 4, chain, [&](u32 n) { return shared4(h_prev + KEPT / 4 + n); },
-                [&](u32 n) { return column_four(u, KEPT + 4 * n, hidden, columns, col, valid); });
+            add_streamed<(HP - KEPT) / 8, THREADS>(staged_u, staged / 8, sums, [&](u32 m) { return h_prev + KEPT + 8 * m; }, streamed);
         }
-        const float sum = given + ((chain[0] + chain[1]) + (chain[2] + chain[3]));
+        const float sum = given + sums.sum(GATES_APART);
         // Of 128 units no register is left to hold what Squash is made of: it is made anew.
         u32 own_gate = gate;
         if constexpr (KEPT < HP) asm volatile("" : "+r"(own_gate));
@@ -116,17 +114,40 @@ __device__ __forceinline__ void sequence_forward(const T* h0, const float* c0, c
         // All four lanes of the unit compute its state.
         c_now = fmaf(v.f, c_now, v.i * v.g);
         const float h_now = as_stored<T>(squash(c_now, Squash(true)).product(v.o));
-        const u64 at = state + (s + 1) * state_step;
-        if (gate == GATE_I) h_shared[(s + 1) % 2][unit] = h_now;
+        state += (u64)batch * hidden;
+        if (gate == GATE_I) h_shared[(s + 1) % 2][place] = h_now;
         if (valid) {
-            *gate_at = narrow<T>(gate_value);
-            if (gate == GATE_I) h[at] = narrow<T>(h_now);
-            if (gate == GATE_F) c[at] = c_now;
+            gates[own] = narrow<T>(gate_value);
+            if (gate == GATE_I) h[state] = narrow<T>(h_now);
+            if (gate == GATE_F) c[state] = c_now;
         }
-        pre_at += gate_step;
-        gate_at += gate_step;
+        own += (u64)batch * columns;
         __syncthreads();
     }
+}
+
+// dpre·Uᵀ: the lanes of two units share them.
+constexpr u32 UNITS_APART = 2;
+
+// Where the unit's dpre lies in its gate's row: bits 1 and 4 exchanged. A half's four of a slice of 32 columns then lie side by side.
+__device__ __forceinline__ constexpr u32 column_place(u32 unit) { return (unit & ~18u) | (unit & 2) << 3 | (unit & 16) >> 3; }
+
+// Where the half's four of columns [32m, 32m + 32) of the slice lie in a GateRow.
+template <u32 HP>
+__device__ __forceinline__ constexpr u32 back_place(u32 m, u32 slice, u32 half) {
+    return 32 * m / HP * GateRow<HP>::GATE + 32 * m % HP + 16 * half + 4 * slice;
+}
+
+// These of U's row of the unit, or of the other unit: columns 16j + 4·slice + 2·half + {0, 1} of both j.
+template <u32 HP, typename T>
+__device__ __forceinline__ float4 back_four(const T* u, u32 hidden, u32 unit, u32 slice, u32 half, u32 m, bool other) {
+    const u32 row = other ? unit ^ UNITS_APART : unit;
+    if (row >= hidden) return make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    const T* from = u + ((u64)row * GATES + 32 * m / HP) * hidden;
+    const u32 first = 32 * m % HP + 4 * slice + 2 * half;
+    const float2 one = load2(from, first, hidden, hidden % 2 == 0);
+    const float2 two = load2(from, first + 16, hidden, hidden % 2 == 0);
+    return make_float4(one.x, one.y, two.x, two.y);
 }
 
 // What backward reads of one time step: the thread's own gate, its unit's state before the step, the gradient by its unit's
@@ -146,21 +167,18 @@ __device__ __forceinline__ void sequence_backward(const T* x, const T* u, const 
     __shared__ __align__(16) float h_shared[2][SUMS ? HP : 1];
     __shared__ __align__(16) float x_shared[2][EP > 0 ? EP : 1];
     extern __shared__ __align__(16) float staged_u[];
-    const u32 unit = threadIdx.x / GATES;
-    const u32 gate = threadIdx.x % GATES;  // also the slice of U
+    const u32 unit = unit_of(threadIdx.x);
+    const u32 gate = gate_of(threadIdx.x);  // also the slice of U
+    const u32 half = unit / UNITS_APART % 2;
     const bool valid = unit < hidden;
     const u32 columns = GATES * hidden;
     const u32 col = gate * hidden + unit;
-    const u32 place = gate * GateRow<HP>::GATE + unit;  // in a GateRow
+    const u32 place = gate * GateRow<HP>::GATE + column_place(unit);  // in a GateRow
 
     float kept[KEPT];
-    load_slice<HP>(u, unit, hidden, gate, kept);
-    if constexpr (KEPT < HP) {
-        float4* staged_fours = (float4*)staged_u;
-        for (u32 n = 0; n < staged / 4; ++n) {
-            staged_fours[n * THREADS + threadIdx.x] = slice_of<HP>(u, unit, hidden, KEPT / 4 + n, gate);
-        }
-    }
+    load_fours(kept, [&](u32 n) { return back_four<HP>(u, hidden, unit, gate, half, n / 2, n % 2 != 0); });
+    const auto streamed = [&](u32 m, bool other) { return back_four<HP>(u, hidden, unit, gate, half, KEPT / 8 + m, other); };
+    if constexpr (KEPT < HP) stage<THREADS>(staged_u, staged / 8, streamed);
     if (SUMS && threadIdx.x < HP) {
         h_shared[0][threadIdx.x] = 0.0f;
         h_shared[1][threadIdx.x] = 0.0f;
@@ -226,17 +244,16 @@ __device__ __forceinline__ void sequence_backward(const T* x, const T* u, const 
             dpre_shared[buffer][place] = dpre_own;
             __syncthreads();
 
-            const float4* dpre_all = (const float4*)dpre_shared[buffer];
-            float chain[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-            add_slice<HP>(dpre_all, gate, kept, chain);
+            const float* dpre_all = dpre_shared[buffer] + back_place<HP>(0, gate, half);
+            Halves sums;
+            sums.add_all([&](u32 m) { return dpre_all + back_place<HP>(m, 0, 0); }, kept);
             if constexpr (KEPT < HP) {
-                add_streamed<(HP - KEPT) / 4, THREADS>(
-                    staged_u, staged / 4, chain, [&](u32 n) { return shared4(dpre_all + slice_place<HP>(KEPT / 4 + n, gate)); },
-                    [&](u32 n) { return slice_of<HP>(u, unit, hidden, KEPT / 4 + n, gate); });
+                add_streamed<(HP - KEPT) / 8, THREADS>(
+                    staged_u, staged / 8, sums, [&](u32 m) { return dpre_all + back_place<HP>(KEPT / 8 + m, 0, 0); }, streamed);
             }
             // Of the step to come, meanwhile; of none at s = 0, which is cheaper than a branch.
             prepare();
-            dh_now = sum_slices(chain);
+            dh_now = sum_slices(sums.sum(UNITS_APART));
 
             if constexpr (SUMS) {
                 add_column((const float4*)h_shared[buffer], dpre_own, du);

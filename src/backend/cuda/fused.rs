@@ -84,14 +84,14 @@ impl Fused {
         if t == 0 {
             return Err(Unfused::Registers);
         }
-        // As `Kept` of fused.cuh lays them out: of each time step gates by rows of 4·(HP + 8), h, two more numbers a unit,
-        // x and a place; h of one step more, 16 rows of W, two columns of dense W, two biases and four numbers of
-        // the row's loss; the logits and their gradients.
-        let of_a_step = 4 * (padded + 8) + 3 * padded + inputs + 1;
+        // As `Kept` of fused.cuh lays them out: of each time step gates by rows of 4·(HP + 8) + 4, h, two more numbers a unit,
+        // x and a place; h of one step more, a gap of 8 numbers, 16 rows of W, two columns of dense W, two biases and
+        // four numbers of the row's loss; the logits and their gradients.
+        let of_a_step = 4 * (padded + 8) + 4 + 3 * padded + inputs + 1;
         let tile = 16 * (4 * padded + 4);
         let head = 2 * (padded + 1) + 4;
         let classes = classes.saturating_mul(2);
-        let step = t.saturating_mul(of_a_step).saturating_add(padded + tile + head).saturating_add(classes);
+        let step = t.saturating_mul(of_a_step).saturating_add(padded + 8 + tile + head).saturating_add(classes);
         let forward = t.saturating_mul(inputs).saturating_add(2 * padded).saturating_add(classes);
         let narrow = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         Ok(Self {
@@ -349,12 +349,12 @@ mod tests {
     #[test]
     fn shared_memory_is_what_a_row_keeps() {
         let fused = shape(16, 32, 2, 32).unwrap();
-        assert_eq!(fused.step_bytes, 4 * (32 * (160 + 3 * 32 + 16 + 1) + 32 + 16 * 132 + 70 + 4));
+        assert_eq!(fused.step_bytes, 4 * (32 * (164 + 3 * 32 + 16 + 1) + 32 + 8 + 16 * 132 + 70 + 4));
         assert_eq!(fused.within(30_000), Err(Unfused::Shared(fused.step_bytes, 30_000)));
         assert_eq!(fused.within(fused.step_bytes), Ok(fused));
         assert_eq!(
             shape(16, 32, 2, 1).unwrap().step_bytes,
-            4 * (160 + 3 * 32 + 16 + 1 + 32 + 16 * 132 + 70 + 4)
+            4 * (164 + 3 * 32 + 16 + 1 + 32 + 8 + 16 * 132 + 70 + 4)
         );
     }
 }

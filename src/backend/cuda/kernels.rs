@@ -162,9 +162,9 @@ impl Kernel {
 
 /// Rows of U, of the [`SEQUENCE_STREAMED`](tuning::SEQUENCE_STREAMED) that the kernels for 128 units do not keep in
 /// registers, for which a block has shared memory: `opt_in` bytes at most, less the `used` ones of the kernel itself. A
-/// multiple of 4, the rows that the kernels take together.
+/// multiple of 8, the rows that the kernels take together.
 pub fn staged_rows(opt_in: u32, used: u32) -> u32 {
-    (opt_in.saturating_sub(used) / STAGED_ROW_BYTES / 4 * 4).min(tuning::SEQUENCE_STREAMED)
+    (opt_in.saturating_sub(used) / STAGED_ROW_BYTES / 8 * 8).min(tuning::SEQUENCE_STREAMED)
 }
 
 /// A kernel that is loaded.

@@ -121,7 +121,9 @@ counters! {
         global_store_sectors,
         /// Warp-wide accesses to shared memory (only while detail is on).
         shared_accesses,
-        /// Extra passes over shared memory that bank conflicts cost.
+        /// Passes over shared memory that they take.
+        shared_passes,
+        /// How many of these are due to bank conflicts.
         bank_conflicts,
     }
 }

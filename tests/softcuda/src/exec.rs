@@ -572,14 +572,23 @@ impl Warp {
             }
             Space::Shared => {
                 k.shared_accesses += 1;
-                // Accesses of 8 and 16 bytes are done by halves and quarters of the warp.
-                let part = if size <= 4 { 32 } else { 128 / size as usize };
+                let addr = |l: usize| addrs[l].wrapping_add_signed(off);
+                // A pass moves one register of 32 lanes, so accesses of 8 and 16 bytes are done by halves and quarters of the warp; a
+                // load of them moves two at once if lanes l and l^1, or l and l^2, ask for the same wherever both ask (NVIDIA's
+                // description of LDS.U; two passes for such a load of 16 bytes were counted on compute capability 8.6 and 9.0:
+                // forums.developer.nvidia.com/t/373160).
+                let pairs = |with: usize| lanes(m).all(|l| m >> (l ^ with) & 1 == 0 || addr(l) == addr(l ^ with));
+                let doubled = load && size > 4 && (pairs(1) || pairs(2));
+                let part = if size <= 4 { 32 } else { (128 / size as usize) << u32::from(doubled) };
                 for p in 0..32 / part {
-                    let here = (m >> (p * part)) & ((1u64 << part) - 1) as u32;
+                    let here = (m as u64 >> (p * part) & ((1u64 << part) - 1)) as u32;
+                    if here == 0 {
+                        continue;
+                    }
                     let mut words = [0u64; 64];
                     let mut n = 0;
                     for l in lanes(here) {
-                        let w = addrs[p * part + l].wrapping_add_signed(off) / 4;
+                        let w = addr(p * part + l) / 4;
                         for w in w..w + size.div_ceil(4) {
                             if !words[..n].contains(&w) && n < 64 {
                                 words[n] = w;
@@ -589,7 +598,9 @@ impl Warp {
                     }
                     let mut banks = [0u64; 32];
                     words[..n].iter().for_each(|w| banks[(w % 32) as usize] += 1);
-                    k.bank_conflicts += banks.iter().copied().max().unwrap_or(0).saturating_sub(1);
+                    let passes = banks.iter().copied().max().unwrap_or(0);
+                    k.shared_passes += passes;
+                    k.bank_conflicts += passes.saturating_sub(1);
                 }
             }
             _ => {}

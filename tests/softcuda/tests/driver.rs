@@ -592,6 +592,7 @@ fn counts_are_exact() {
         global_loads: 4,
         global_load_sectors: 16,
         shared_accesses: 4,
+        shared_passes: 4,
         other: c.other,
         warp_instructions: c.warp_instructions,
         ..KernelCounters::default()
@@ -602,6 +603,51 @@ fn counts_are_exact() {
     assert_eq!((c.global_load_sectors, c.bank_conflicts), (4 * 32, 4 * 7));
     let c = run(2);
     assert_eq!((c.global_load_sectors, c.bank_conflicts), (4 * 8, 4));
+}
+
+/// What a pass over shared memory moves: a register of all lanes, two of a load for which neighbours ask together.
+#[test]
+fn passes_over_shared_memory() {
+    let t = test();
+    // A warp stores four numbers a lane side by side, then each lane loads `size` bytes at lane / divide % modulo * factor.
+    let source = |load: &str| {
+        format!(
+            ".version 8.1\n.target sm_75\n.address_size 64\n\
+            .visible .entry passes(.param .u32 divide, .param .u32 modulo, .param .u32 factor)\n{{\n\
+            .reg .b32 %r<9>;\n.reg .f32 %f<5>;\n.shared .align 16 .b8 s[1024];\nld.param.u32 %r1, [divide];\n\
+            ld.param.u32 %r2, [modulo];\nld.param.u32 %r3, [factor];\nmov.u32 %r4, %tid.x;\nmov.f32 %f1, 0f00000000;\n\
+            mov.u32 %r5, s;\nshl.b32 %r6, %r4, 4;\nadd.u32 %r6, %r6, %r5;\n\
+            st.shared.v4.f32 [%r6], {{%f1, %f1, %f1, %f1}};\nst.shared.v4.f32 [%r6+512], {{%f1, %f1, %f1, %f1}};\n\
+            bar.sync 0;\ndiv.u32 %r4, %r4, %r1;\nrem.u32 %r4, %r4, %r2;\nmul.lo.u32 %r4, %r4, %r3;\n\
+            add.u32 %r4, %r4, %r5;\n{load}\nret;\n}}\n"
+        )
+    };
+    t.soft.set("detail", 1).unwrap();
+    let passes = |load: &str, divide: u32, modulo: u32, factor: u32| {
+        let f = t.kernel(&source(load), "passes");
+        t.soft.clear_counters(Scope::Context);
+        let mut launch = t.stream.launch_builder(&f);
+        unsafe { launch.arg(&divide).arg(&modulo).arg(&factor).launch(shape(1, 32)) }.unwrap();
+        t.stream.synchronize().unwrap();
+        let c = t.counters().kernel("passes");
+        assert_eq!(c.shared_accesses, 3);
+        // The stores take four each.
+        (c.shared_passes - 8, c.bank_conflicts)
+    };
+    let four = "ld.shared.v4.f32 {%f1, %f2, %f3, %f4}, [%r4];";
+    assert_eq!(passes(four, 1, 32, 16), (4, 0), "side by side");
+    assert_eq!(passes(four, 32, 1, 16), (2, 0), "all the same");
+    assert_eq!(passes(four, 2, 16, 16), (2, 0), "pairs of neighbours");
+    assert_eq!(passes(four, 1, 2, 16), (2, 0), "next but one");
+    assert_eq!(passes(four, 1, 4, 16), (4, 0), "every fourth");
+    assert_eq!(passes(four, 1, 16, 32), (8, 4), "as was counted on a GPU: halves ask for the same, apart");
+    assert_eq!(passes(four, 16, 2, 32), (2, 0), "as was counted on a GPU: two addresses");
+    let two = "ld.shared.v2.f32 {%f1, %f2}, [%r4];";
+    assert_eq!(passes(two, 1, 32, 8), (2, 0), "side by side");
+    assert_eq!(passes(two, 4, 8, 8), (1, 0), "fours of neighbours");
+    let one = "ld.shared.f32 %f1, [%r4];";
+    assert_eq!(passes(one, 32, 1, 4), (1, 0), "all the same");
+    assert_eq!(passes(one, 1, 32, 8), (2, 1), "every second number");
 }
 
 #[test]

@@ -78,22 +78,28 @@ __device__ __forceinline__ float project(const float* x, const float (&w)[EP], f
 template <u32 HP, u32 EP, typename T>
 __device__ __forceinline__ const float* walk(const float (&w)[EP], const float (&u)[HP], float bias, const float* x, float* h_rows, u32 t) {
     const u32 gate = gate_of(threadIdx.x);
-    const u32 place = place_of(unit_of(threadIdx.x));
-    const u32 half = 4 * half_of(gate);
     const Squash kind(gate == GATE_G);
+    // Where h is read and written, by turns: known before the barrier.
+    const float* from = h_rows + 4 * half_of(gate);
+    float* to = h_rows + place_of(unit_of(threadIdx.x));
+    int apart = HP;
     float c_now = 0.0f;
-    if (gate == GATE_I) h_rows[place] = 0.0f;
+    if (gate == GATE_I) *to = 0.0f;
+    to += apart;
     // x has been written, too.
     __syncthreads();
     float next = project<EP>(x, w, bias);
     for (u32 s = 0; s < t; ++s) {
         const float given = next;
-        const float pre = recur<HP>(h_rows + s % 2 * HP + half, u, given);
+        const float pre = recur<HP>(from, u, given);
         next = project<EP>(x + min(s + 1, t - 1) * EP, w, bias);
         const GateValues v = exchange(squash(pre, kind).value());
         c_now = fmaf(v.f, c_now, v.i * v.g);
         const float h_now = as_stored<T>(squash(c_now, Squash(true)).product(v.o));
-        if (gate == GATE_I) h_rows[(s + 1) % 2 * HP + place] = h_now;
+        store_if(gate == GATE_I, to, h_now);
+        from += apart;
+        to -= apart;
+        apart = -apart;
         __syncthreads();
     }
     return h_rows + t % 2 * HP;

@@ -84,9 +84,11 @@ __device__ __forceinline__ void gemm(const T* a, const T* b, const float* bias, 
     __shared__ __align__(16) float b_tile[2][GEMM_K][PITCH<WIDE>];
     const u32 first_row = blockIdx.y * TALL;
     const u32 first_col = blockIdx.x * WIDE;
-    // Neighbouring lanes have the same rows, the next but one the same columns: shared memory returns both at twice the rate.
-    const u32 row = threadIdx.x / 2 % 2 * 4 + threadIdx.x / (2 * SIDE_THREADS) * 8;
-    const u32 col = threadIdx.x % 2 * COLS + threadIdx.x / 4 % (SIDE_THREADS / 2) * (2 * COLS);
+    // Neighbouring lanes have the same rows, the next but one the same columns: shared memory returns fours of both at twice the rate.
+    const u32 row_thread = COLS == 4 ? threadIdx.x / 2 % 2 + threadIdx.x / (2 * SIDE_THREADS) * 2 : threadIdx.x / SIDE_THREADS;
+    const u32 col_thread = COLS == 4 ? threadIdx.x % 2 + threadIdx.x / 4 % (SIDE_THREADS / 2) * 2 : threadIdx.x % SIDE_THREADS;
+    const u32 row = row_thread * 4;
+    const u32 col = col_thread * COLS;
     const u64 begin_k = (u64)blockIdx.z * k_slice;
     const u32 end_k = (u32)min((u64)k, begin_k + k_slice);
 

@@ -68,14 +68,10 @@ __device__ __forceinline__ void sequence_forward(const T* h0, const float* c0, c
     extern __shared__ __align__(16) float staged_u[];
     const u32 unit = unit_of(threadIdx.x);
     const u32 gate = gate_of(threadIdx.x);
-    const u32 place = place_of(unit);
     const bool valid = unit < hidden;
     const u32 row = blockIdx.x;
-    const u32 columns = GATES * hidden;
-    const u32 col = gate * hidden + unit;
 
     const auto streamed = [&](u32 m, bool other) {
-        // Not from registers that a time step has no room for.
         const u32 thread = anew(threadIdx.x);
         return half_four(u, hidden, unit_of(thread), gate_of(thread), KEPT + 8 * m, other);
     };
@@ -84,7 +80,7 @@ __device__ __forceinline__ void sequence_forward(const T* h0, const float* c0, c
     float c_now = valid && c0 ? c0[state] : 0.0f;
     if (gate == GATE_I) {
         const float h_now = valid && h0 ? widen(h0[state]) : 0.0f;
-        h_shared[0][place] = h_now;
+        h_shared[0][place_of(unit)] = h_now;
         if (valid) h[state] = narrow<T>(h_now);
     }
     if (gate == GATE_F && valid) c[state] = c_now;
@@ -93,35 +89,35 @@ __device__ __forceinline__ void sequence_forward(const T* h0, const float* c0, c
     float kept[KEPT];
     load_halves(u, hidden, unit, gate, kept);
 
-    // One place in pre and gates, one in h and c, which move on together.
-    u64 own = (u64)row * columns + col;
-    float next = valid && t > 0 ? pre[own] : 0.0f;
-    for (u32 s = 0; s < t; ++s) {
+    // Of 128 units no register is left for what can be made anew.
+    const auto thread = [&]() { return KEPT < HP ? anew(threadIdx.x) : threadIdx.x; };
+    const auto step = [&]() { return (u64)(KEPT < HP ? anew(batch) : batch) * hidden; };
+    // The place in pre and gates that belongs to one in h and c.
+    const auto column = [&](u64 state) { return GATES * state - 3 * unit_of(thread()) + gate_of(thread()) * hidden; };
+    float next = valid && t > 0 ? pre[column(state)] : 0.0f;
+    // Of h's two rows one is read and the other written, by turns: this one, or 0, is read.
+    u32 turn = 0;
+    for (u32 left = t; left > 0; --left) {
         const float given = next;
-        next = valid && s + 1 < t ? pre[own + (u64)batch * columns] : 0.0f;
-        const float* h_prev = h_shared[s % 2] + 4 * half_of(gate);
+        next = valid && left > 1 ? pre[column(state + step())] : 0.0f;
+        const float* h_prev = h_shared[0] + turn + 4 * half_of(gate);
         Halves sums;
         sums.add_all([&](u32 m) { return h_prev + 8 * m; }, kept);
         if constexpr (KEPT < HP) {
             add_streamed<(HP - KEPT) / 8, THREADS>(staged_u, staged / 8, sums, [&](u32 m) { return h_prev + KEPT + 8 * m; }, streamed);
         }
         const float sum = given + sums.sum(GATES_APART);
-        // Of 128 units no register is left to hold what Squash is made of: it is made anew.
-        u32 own_gate = gate;
-        if constexpr (KEPT < HP) asm volatile("" : "+r"(own_gate));
-        const float gate_value = squash(sum, Squash(own_gate == GATE_G)).value();
+        const float gate_value = squash(sum, Squash(gate_of(thread()) == GATE_G)).value();
         const GateValues v = exchange(gate_value);
         // All four lanes of the unit compute its state.
         c_now = fmaf(v.f, c_now, v.i * v.g);
         const float h_now = as_stored<T>(squash(c_now, Squash(true)).product(v.o));
-        state += (u64)batch * hidden;
-        if (gate == GATE_I) h_shared[(s + 1) % 2][place] = h_now;
-        if (valid) {
-            gates[own] = narrow<T>(gate_value);
-            if (gate == GATE_I) h[state] = narrow<T>(h_now);
-            if (gate == GATE_F) c[state] = c_now;
-        }
-        own += (u64)batch * columns;
+        turn ^= HP;
+        store_if(gate == GATE_I, h_shared[0] + turn + place_of(unit_of(thread())), h_now);
+        if (valid) gates[column(state)] = narrow<T>(gate_value);
+        state += step();
+        if (valid && gate == GATE_I) h[state] = narrow<T>(h_now);
+        if (valid && gate == GATE_F) c[state] = c_now;
         __syncthreads();
     }
 }
@@ -240,7 +236,6 @@ __device__ __forceinline__ void sequence_backward(const T* x, const T* u, const 
             if (EP > 0 && threadIdx.x < e) x_shared[buffer][threadIdx.x] = now.x;
 
             const float dpre_own = as_stored<T>(gate_backward(gate, slope, of_state, f, dh_now, dc_now));
-            if (valid) dpre[((u64)s * batch + row) * columns + col] = narrow<T>(dpre_own);
             dpre_shared[buffer][place] = dpre_own;
             __syncthreads();
 
@@ -251,6 +246,7 @@ __device__ __forceinline__ void sequence_backward(const T* x, const T* u, const 
                 add_streamed<(HP - KEPT) / 8, THREADS>(
                     staged_u, staged / 8, sums, [&](u32 m) { return dpre_all + back_place<HP>(KEPT / 8 + m, 0, 0); }, streamed);
             }
+            if (valid) dpre[((u64)s * batch + row) * columns + col] = narrow<T>(dpre_own);
             // Of the step to come, meanwhile; of none at s = 0, which is cheaper than a branch.
             prepare();
             dh_now = sum_slices(sums.sum(UNITS_APART));
@@ -285,7 +281,7 @@ __device__ __forceinline__ void sequence_backward(const T* x, const T* u, const 
 }
 
 #define FORWARD(name, hp, kept, T)                                                                                              \
-    extern "C" __global__ void __launch_bounds__(GATES* hp)                                                                     \
+    extern "C" __global__ void __launch_bounds__(GATES* hp, hp == 32 ? 3 : 1)                                                   \
     lstm_sequence_forward_##name(const T* h0, const float* c0, const T* u, const float* pre, T* gates, T* h, float* c, u32 t,   \
                                  u32 batch, u32 hidden, u32 staged) {                                                           \
         sequence_forward<hp, kept, T>(h0, c0, u, pre, gates, h, c, t, batch, hidden, staged);                                   \

@@ -3,8 +3,8 @@
 // dense.cu and cross_entropy.cu; every sum has the order of the kernels there, so that the bits are the same.
 //
 //   fused_step      forward and backward of row blockIdx of the step at the cursor, by two halves of a block. One walks through time,
-//                   thread tid = unit tid/4, gate tid%4; the other helps, time steps ahead of it or behind. A barrier of all a
-//                   time step.
+//                   a thread a unit's gate (lstm_sequence.cuh); the other helps, time steps ahead of it or behind. A barrier of
+//                   all a time step.
 //                   1. x[s] = table[ids[s]]. The helpers: given[s] = b + x[s]·W (a chain in the order of k); the walkers add h[s]·U
 //                      (four chains, as in lstm_sequence.cu), and keep what the backward pass needs that is no gradient
 //                      (gate_slope, state_slope, f) in the place of given[s].
@@ -12,7 +12,8 @@
 //                      class, then one. dh[T] = dlogits·Wᵀ.
 //                   3. Back through time: the walkers' dpre[s] takes the place of the slopes; the helpers add dW, dU, db in
 //                      registers, four columns a thread.
-//                   4. dx[s] = dpre[s]·Wᵀ, 16 inputs at a time with their columns of W in shared memory; all threads.
+//                   4. dx[s] = dpre[s]·Wᵀ, 16 inputs at a time with their columns of W in shared memory: a thread two of them, of
+//                      two time steps.
 //                   It writes dx (in the order of the sorted tokens, tokens.cu), loss, hits, dlogits, h[T] and the row's gradients,
 //                   partials[row] = [dW (E·4H) | dU (H·4H) | db (4H)]: adam_step (adam.cu) takes these.
 //   fused_forward   1 and 2 alone, of the rows blockIdx, blockIdx + gridDim, …: probs, or loss and hits, or all.

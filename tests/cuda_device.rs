@@ -143,7 +143,7 @@ fn the_same_bits_whether_it_fits_or_not(soft: &Soft) {
     assert!(found[0] == found[1], "other bits where a row does not fit");
 }
 
-/// U of 100 units: 64 rows in registers, of the rest none, some or all in shared memory.
+/// U of 100 units: 72 rows in registers, of the rest none, some or all in shared memory.
 fn the_same_bits_on_every_generation(soft: &Soft) {
     let model = Model::new(ModelConfig { vocab: 50, embed: 5, hidden: 100, ..Default::default() }).unwrap();
     let examples = examples();
@@ -166,6 +166,27 @@ fn the_same_bits_on_every_generation(soft: &Soft) {
         let (_, expected) = first.get_or_insert((metrics, bits.clone()));
         assert!(bits == *expected, "other bits at compute capability {capability}");
         assert_eq!(first.as_ref().unwrap().0, metrics);
+    }
+    soft.reset();
+}
+
+/// A row's numbers lie in shared memory so that none of a warp's accesses has to be done over; also not because the compiler
+/// made four of one.
+fn no_bank_conflicts_in_fused_kernels(soft: &Soft) {
+    soft.set("detail", 1).unwrap();
+    for (embed, hidden, name) in [(16, 32, "h32_e16"), (33, 20, "h32_e64"), (32, 64, "h64_e32")] {
+        let model = Model::new(ModelConfig { vocab: 50, embed, hidden, ..Default::default() }).unwrap();
+        let mut engine = engine(&model, &examples());
+        soft.clear_counters(Scope::Process);
+        engine.train(&steps(0)).unwrap();
+        engine.poll(true).unwrap();
+        engine.evaluate(Part::Test, 16).unwrap();
+        let counters = soft.counters(Scope::Process);
+        for kernel in ["fused_step", "fused_forward"] {
+            let counted = counters.kernel(&format!("{kernel}_{name}"));
+            assert!(counted.shared_accesses > 0, "{kernel}_{name} did not run");
+            assert_eq!(counted.bank_conflicts, 0, "{kernel}_{name}: {counted:?}");
+        }
     }
     soft.reset();
 }
@@ -210,5 +231,6 @@ fn launches_waits_and_generations() {
     one_graph_a_step_where_it_is_not_fused(soft);
     the_same_bits_whether_it_fits_or_not(soft);
     the_same_bits_on_every_generation(soft);
+    no_bank_conflicts_in_fused_kernels(soft);
     what_is_launched_is_loaded_and_nothing_else();
 }

@@ -93,7 +93,11 @@ __device__ __forceinline__ void sequence_forward(const T* h0, const float* c0, c
     const auto thread = [&]() { return KEPT < HP ? anew(threadIdx.x) : threadIdx.x; };
     const auto step = [&]() { return (u64)(KEPT < HP ? anew(batch) : batch) * hidden; };
     // The place in pre and gates that belongs to one in h and c.
-    const auto column = [&](u64 state) { return GATES * state - 3 * unit_of(thread()) + gate_of(thread()) * hidden; };
+    const auto column = [&](u64 state) {
+        // Also not for this, of 16 bits, whose rounding takes one.
+        const u32 own = sizeof(T) < sizeof(float) ? thread() : threadIdx.x;
+        return GATES * state + (int)(gate_of(own) * hidden - 3 * unit_of(own));
+    };
     float next = valid && t > 0 ? pre[column(state)] : 0.0f;
     // Of h's two rows one is read and the other written, by turns: this one, or 0, is read.
     u32 turn = 0;

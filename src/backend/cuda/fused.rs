@@ -91,7 +91,8 @@ impl Fused {
         let tile = 16 * (4 * padded + 4);
         let head = 2 * (padded + 1) + 4;
         let classes = classes.saturating_mul(2);
-        let step = t.saturating_mul(of_a_step).saturating_add(padded + 8 + tile + head).saturating_add(classes);
+        let step =
+            t.saturating_mul(of_a_step).saturating_add(padded + 8 + tile + head).saturating_add(classes);
         let forward = t.saturating_mul(inputs).saturating_add(2 * padded).saturating_add(classes);
         let narrow = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         Ok(Self {

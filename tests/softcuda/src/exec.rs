@@ -577,7 +577,8 @@ impl Warp {
                 // load of them moves two at once if lanes l and l^1, or l and l^2, ask for the same wherever both ask (NVIDIA's
                 // description of LDS.U; two passes for such a load of 16 bytes were counted on compute capability 8.6 and 9.0:
                 // forums.developer.nvidia.com/t/373160).
-                let pairs = |with: usize| lanes(m).all(|l| m >> (l ^ with) & 1 == 0 || addr(l) == addr(l ^ with));
+                let pairs =
+                    |with: usize| lanes(m).all(|l| m >> (l ^ with) & 1 == 0 || addr(l) == addr(l ^ with));
                 let doubled = load && size > 4 && (pairs(1) || pairs(2));
                 let part = if size <= 4 { 32 } else { (128 / size as usize) << u32::from(doubled) };
                 for p in 0..32 / part {

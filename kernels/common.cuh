@@ -19,6 +19,16 @@ __device__ __forceinline__ u32 anew(u32 x) {
     return x;
 }
 
+// x, from here on in registers, not computed anew where it is used.
+__device__ __forceinline__ u64 held(u64 x) {
+    asm volatile("" : "+l"(x));
+    return x;
+}
+template <typename T>
+__device__ __forceinline__ T* held(T* at) {
+    return (T*)held((u64)at);
+}
+
 // One gate's block of H columns in the 4H axis: i, f, g, o, as in Keras and PyTorch.
 constexpr u32 GATE_I = 0;
 constexpr u32 GATE_F = 1;
@@ -220,42 +230,69 @@ __device__ __forceinline__ float state_slope(float o, float tanh_c) { return o *
 
 // ---------------------------------------------------------------- fours
 
+// A place in shared memory, by its address there: one register, where a pointer that moves takes two and twice the arithmetic.
+struct Place {
+    u32 address;
+
+    __device__ __forceinline__ Place(const void* at) : address((u32)__cvta_generic_to_shared(at)) {}
+
+    // So many numbers of 4 bytes further.
+    __device__ __forceinline__ Place operator+(u32 numbers) const {
+        Place there = *this;
+        there += numbers;
+        return there;
+    }
+    __device__ __forceinline__ void operator+=(u32 numbers) { address += 4 * numbers; }
+    __device__ __forceinline__ void operator-=(u32 numbers) { address -= 4 * numbers; }
+};
+
 // Four numbers of shared memory, at a multiple of 16 bytes. One instruction, as it stands: left to itself, the compiler splits and
 // rejoins such loads, and not the same way in every run of it.
-__device__ __forceinline__ float4 shared4(const void* at) {
+__device__ __forceinline__ float4 shared4(Place at) {
     float4 x;
-    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
-                 : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
-                 : "r"((u32)__cvta_generic_to_shared(at)));
+    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w) : "r"(at.address));
     return x;
 }
 
 // Two, at a multiple of 8 bytes.
-__device__ __forceinline__ float2 shared2(const void* at) {
+__device__ __forceinline__ float2 shared2(Place at) {
     float2 x;
-    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "r"((u32)__cvta_generic_to_shared(at)));
+    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "r"(at.address));
     return x;
 }
 
 // One number of shared memory, asked for where this stands.
-__device__ __forceinline__ float shared1(const void* at) {
+__device__ __forceinline__ float shared1(Place at) {
     float x;
-    asm volatile("ld.shared.f32 %0, [%1];" : "=f"(x) : "r"((u32)__cvta_generic_to_shared(at)));
+    asm volatile("ld.shared.f32 %0, [%1];" : "=f"(x) : "r"(at.address));
     return x;
 }
 
+// One number to shared memory.
+__device__ __forceinline__ void store_shared1(Place at, float x) {
+    asm volatile("st.shared.f32 [%0], %1;" ::"r"(at.address), "f"(x) : "memory");
+}
+
 // One number to shared memory, or nothing; no branch, which whatever stands behind it would wait for.
-__device__ __forceinline__ void store_if(bool condition, float* at, float x) {
-    asm volatile("{ .reg .pred p; setp.ne.u32 p, %2, 0; @p st.shared.f32 [%0], %1; }" ::"r"((u32)__cvta_generic_to_shared(at)), "f"(x),
-                 "r"((u32)condition)
+__device__ __forceinline__ void store_if(bool condition, Place at, float x) {
+    asm volatile("{ .reg .pred p; setp.ne.u32 p, %2, 0; @p st.shared.f32 [%0], %1; }" ::"r"(at.address), "f"(x), "r"((u32)condition)
                  : "memory");
 }
 
 // Four numbers to shared memory, at a multiple of 16 bytes. One instruction: left to itself, the compiler makes four of it where it
 // loses sight of the alignment, and each of those touches a quarter of the banks four times.
-__device__ __forceinline__ void store_shared4(void* at, float4 x) {
-    asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"((u32)__cvta_generic_to_shared(at)), "f"(x.x), "f"(x.y), "f"(x.z), "f"(x.w)
-                 : "memory");
+__device__ __forceinline__ void store_shared4(Place at, float4 x) {
+    asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(at.address), "f"(x.x), "f"(x.y), "f"(x.z), "f"(x.w) : "memory");
+}
+
+// One number of global memory, or 0, asked for where this stands: elsewhere it may share a barrier of the scoreboard with loads of
+// shared memory, and who waits for those waits for this one, too.
+__device__ __forceinline__ float load_if(bool condition, const float* at) {
+    float x;
+    asm volatile("{ .reg .pred p; setp.ne.u32 p, %2, 0; mov.f32 %0, 0f00000000; @p ld.global.f32 %0, [%1]; }"
+                 : "=f"(x)
+                 : "l"(__cvta_generic_to_global(at)), "r"((u32)condition));
+    return x;
 }
 
 // Four numbers to global memory, at a multiple of 16 bytes; one instruction, for the same reason.

@@ -8,26 +8,38 @@
 // keeps the tokens that are its own in their order, and each of its warps sums the tokens of one row at a time, a lane a column.
 #include "half.cuh"
 
-// A group of four is of one token: rows of E that is no multiple of 4 end in a smaller one.
-template <typename T>
+// A group of four is of one token: rows of E that is no multiple of 4 end in a smaller one. Index: what groups are counted in; of 32
+// bits also E is a multiple of 4, and table and out are aligned. (A division of 64 bits takes many times as long.)
+template <typename Index, typename T>
 __device__ __forceinline__ void gather_rows(const T* table, const u32* ids, T* out, u32 n, u32 e) {
+    constexpr bool ALIGNED = sizeof(Index) == sizeof(u32);
     const u32 quads = (e + 3) / 4;
-    const u64 all = (u64)n * quads;
-    const bool aligned = e % 4 == 0 && is_aligned(table) && is_aligned(out);
+    Index token[FOURS];
+    u32 col[FOURS], id[FOURS];
     float4 row[FOURS];
-    u32 col[FOURS];
-    u64 token[FOURS];
+    // All ids, then all rows: none is waited for before the others are asked for.
 #pragma unroll
     for (u32 j = 0; j < FOURS; ++j) {
-        const u64 i = four_at(j, ELEMENT_THREADS) / 4;
-        // A division of 64 bits takes many times as long.
-        token[j] = all <= 0xffffffffu ? (u32)i / quads : i / quads;
+        const Index i = (Index)(four_at(j, ELEMENT_THREADS) / 4);
+        token[j] = i / quads;
         col[j] = (u32)(i - token[j] * quads) * 4;
-        const u64 id = i < all ? ids[token[j]] : 0;
-        row[j] = load4(table + id * e, col[j], i < all ? e : 0, aligned);
+        id[j] = token[j] < n ? ids[token[j]] : 0;
     }
 #pragma unroll
-    for (u32 j = 0; j < FOURS; ++j) store4(out + token[j] * e, col[j], token[j] < n ? e : 0, aligned, row[j]);
+    for (u32 j = 0; j < FOURS; ++j) row[j] = load4(table + (u64)id[j] * e, col[j], token[j] < n ? e : 0, ALIGNED);
+#pragma unroll
+    for (u32 j = 0; j < FOURS; ++j) store4(out + (u64)token[j] * e, col[j], token[j] < n ? e : 0, ALIGNED, row[j]);
+}
+
+template <typename T>
+__device__ __forceinline__ void gather_rows(const T* table, const u32* ids, T* out, u32 n, u32 e) {
+    // The last group that a thread of the grid may have.
+    const u64 groups = (u64)gridDim.x * FOURS * ELEMENT_THREADS;
+    if (e % 4 == 0 && is_aligned(table) && is_aligned(out) && groups <= 0xffffffffu) {
+        gather_rows<u32>(table, ids, out, n, e);
+    } else {
+        gather_rows<u64>(table, ids, out, n, e);
+    }
 }
 
 #define FORWARD(name, T)                                                                                                        \

@@ -29,17 +29,6 @@ __device__ __forceinline__ void gather(const T* table, float* x, u32 t, u32 e, F
     }
 }
 
-// N numbers of shared memory in registers.
-template <u32 N>
-struct Row {
-    float4 fours[N / 4];
-
-    __device__ __forceinline__ void load(const float* from) {
-#pragma unroll
-        for (u32 j = 0; j < N / 4; ++j) fours[j] = shared4(from + 4 * j);
-    }
-};
-
 // sum + left · right, a chain in their order.
 template <u32 N>
 __device__ __forceinline__ float add_chain(const Row<N>& left, const Row<N>& right, float sum) {
@@ -226,7 +215,7 @@ struct Kept {
     float* dlogits;
 
     __device__ __forceinline__ Kept(float* shared, u32 t, u32 classes)
-        : gates(shared), h_rows(gates + t * GateRow<HP>::ROW), states(h_rows + (t + 1) * HP), forget(states + t * HP + WARP / GATES),
+        : gates(shared), h_rows(gates + t * GateRow<HP>::ROW), states(h_rows + (t + 1) * HP), forget(states + t * HP + WARP_UNITS),
           x(forget + t * HP), w_tile(x + t * EP), places((u32*)(w_tile + TILE_INPUTS * TILE_PITCH<HP>)), head((Head<HP>*)(places + t)),
           logits((float*)head + Head<HP>::FLOATS), dlogits(logits + classes) {}
 };
@@ -316,69 +305,25 @@ __device__ __forceinline__ void store_four(float* row, u32 four, u32 n, float4 v
     }
 }
 
-// The four columns and N rows of a sum of outer products that a helper has in registers.
-template <u32 N>
-struct Tile {
-    float sum[N][4];
-
-    __device__ __forceinline__ void add(const Row<N>& left, float4 right) {
+// A tile of a matrix [n, 4·hidden]. PLACED: its rows are in the order of place_of.
+template <bool FOURS, bool PLACED, u32 HP, u32 N>
+__device__ __forceinline__ void store_tile(float* to, const Tile<N>& tile, const Columns<HP>& own, u32 n, u32 hidden) {
+    const u32 first = PLACED ? place_of(own.first_row()) : own.first_row();
+    to += ((u64)first * GATES + own.gate) * hidden;
 #pragma unroll
-        for (u32 j = 0; j < N / 4; ++j) {
-            const float4 part = left.fours[j];
-            const float parts[4] = {part.x, part.y, part.z, part.w};
-#pragma unroll
-            for (u32 i = 0; i < 4; ++i) {
-                float* row = sum[4 * j + i];
-                row[0] = fmaf(parts[i], right.x, row[0]);
-                row[1] = fmaf(parts[i], right.y, row[1]);
-                row[2] = fmaf(parts[i], right.z, row[2]);
-                row[3] = fmaf(parts[i], right.w, row[3]);
-            }
-        }
+    for (u32 k = 0; k < N; ++k) {
+        const u32 further = PLACED ? place_of(own.further(k)) : own.further(k);
+        if (first + further < n) store_four<FOURS>(to + (u64)further * GATES * hidden, own.four, hidden, tile.four(k));
     }
+}
 
-    // Rows first_row … of n, columns four … of one gate's `hidden`. PLACED: `left` was in the order of place_of.
-    template <bool FOURS, bool PLACED>
-    __device__ __forceinline__ void store(float* to, u32 first_row, u32 n, u32 four, u32 hidden) const {
-#pragma unroll
-        for (u32 k = 0; k < N; ++k) {
-            const u32 row = first_row + (PLACED ? place_of(k) : k);
-            if (row >= n) continue;
-            store_four<FOURS>(to + (u64)row * GATES * hidden, four, hidden, make_float4(sum[k][0], sum[k][1], sum[k][2], sum[k][3]));
-        }
-    }
-
-    // Whether all are finite; what is padded is 0, or like the rest where h or x is not finite.
-    __device__ __forceinline__ bool all_finite() const {
-        bool finite = true;
-#pragma unroll
-        for (u32 k = 0; k < N; ++k) {
-#pragma unroll
-            for (u32 i = 0; i < 4; ++i) finite &= is_finite(sum[k][i]);
-        }
-        return finite;
-    }
-};
-
-// The part of the sums that a helper has: four columns of one gate, of U and of W a quarter of the rows.
-template <u32 HP>
-struct Columns {
-    u32 quarter, gate, four;
-
-    __device__ __forceinline__ explicit Columns(u32 thread) : quarter(thread / WARP % 4) {
-        const u32 group = thread / (4 * WARP) * WARP + thread % WARP;
-        gate = group / (HP / 4);
-        four = group % (HP / 4) * 4;
-    }
-};
-
-// Columns four … of a gate's gradients of W and U, a quarter of their rows, and of b.
-template <bool FOURS, u32 INPUTS, u32 UNITS>
-__device__ __forceinline__ void store_sums(float* to, const Tile<INPUTS>& dw, const Tile<UNITS>& du, float4 db, u32 quarter, u32 four,
-                                           u32 e, u32 hidden) {
-    dw.template store<FOURS, false>(to, quarter * INPUTS, e, four, hidden);
-    du.template store<FOURS, true>(to + (u64)e * GATES * hidden, quarter * UNITS, hidden, four, hidden);
-    if (quarter == 0) store_four<FOURS>(to + (u64)(e + hidden) * GATES * hidden, four, hidden, db);
+// The gradients of W, U and b.
+template <bool FOURS, u32 HP, u32 INPUTS, u32 UNITS>
+__device__ __forceinline__ void store_sums(float* to, const Tile<INPUTS>& dw, const Tile<UNITS>& du, float4 db, const Columns<HP>& own, u32 e,
+                                           u32 hidden) {
+    store_tile<FOURS, false>(to, dw, own, e, hidden);
+    store_tile<FOURS, true>(to + (u64)e * GATES * hidden, du, own, hidden, hidden);
+    if (own.quarter == 0) store_four<FOURS>(to + ((u64)(e + hidden) * GATES + own.gate) * hidden, own.four, hidden, db);
 }
 
 // Forward and backward of a row of the step, if it has that many; all threads of the block. arrive() brings its x and places into `kept`
@@ -492,8 +437,8 @@ __device__ __forceinline__ void row_step(const Kept<HP, EP>& kept, u32 row, F ar
         };
         const auto ask = [&](u32 s) {
             dpre = shared4(kept.gates + s * GateRow<HP>::ROW + own.gate * GateRow<HP>::GATE + own.four);
-            h_part.load(kept.h_rows + s * HP + own.quarter * UNITS);
-            x_part.load(kept.x + s * EP + own.quarter * INPUTS);
+            h_part.load_quarter(kept.h_rows + s * HP + 4 * own.quarter);
+            x_part.load_quarter(kept.x + s * EP + 4 * own.quarter);
             if constexpr (!LATER) sum();
         };
         const auto write_loss = [&]() {
@@ -519,12 +464,12 @@ __device__ __forceinline__ void row_step(const Kept<HP, EP>& kept, u32 row, F ar
         if constexpr (LATER) sum();
         // Computed anew: of 64 units it has no register through the loop.
         const Columns<HP> to(anew(thread));
-        partials += row * stride + to.gate * hidden;
+        partials += row * stride;
         // Decided once: every row of the sums would ask again.
         if (hidden % 4 == 0) {
-            store_sums<true>(partials, dw, du, db, to.quarter, to.four, e, hidden);
+            store_sums<true>(partials, dw, du, db, to, e, hidden);
         } else {
-            store_sums<false>(partials, dw, du, db, to.quarter, to.four, e, hidden);
+            store_sums<false>(partials, dw, du, db, to, e, hidden);
         }
         if constexpr (SCALES<T>) {
             all_finite &= dw.all_finite() && du.all_finite();

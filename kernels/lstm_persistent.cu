@@ -63,17 +63,21 @@ __device__ __forceinline__ void four_bits_at(const T* at, u32 (&bits)[4]) {
     bits[0] = x, bits[1] = y, bits[2] = z, bits[3] = w;
 }
 
-// Stores a number for other blocks. A NaN of whatever bits becomes NVIDIA's own.
-__device__ __forceinline__ void publish(float* at, float x) {
+// Stores a number for other blocks, or nothing; no branch, which they would wait for. A NaN of whatever bits becomes NVIDIA's own.
+__device__ __forceinline__ void publish_if(bool condition, float* at, float x) {
     u32 bits = __float_as_uint(x);
     if (bits == UNWRITTEN<float>) bits = 0x7fffffffu;
-    asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(__cvta_generic_to_global(at)), "r"(bits) : "memory");
+    asm volatile("{ .reg .pred p; setp.ne.u32 p, %2, 0; @p st.relaxed.gpu.global.u32 [%0], %1; }" ::"l"(__cvta_generic_to_global(at)),
+                 "r"(bits), "r"((u32)condition)
+                 : "memory");
 }
 template <typename T>
-__device__ __forceinline__ void publish(T* at, float x) {
+__device__ __forceinline__ void publish_if(bool condition, T* at, float x) {
     u32 bits = narrow<T>(x).bits;
     if (bits == UNWRITTEN<T>) bits = 0x7fffu;
-    asm volatile("st.relaxed.gpu.global.u16 [%0], %1;" ::"l"(__cvta_generic_to_global(at)), "h"((unsigned short)bits) : "memory");
+    asm volatile("{ .reg .pred p; setp.ne.u32 p, %2, 0; @p st.relaxed.gpu.global.u16 [%0], %1; }" ::"l"(__cvta_generic_to_global(at)),
+                 "h"((unsigned short)bits), "r"((u32)condition)
+                 : "memory");
 }
 
 // ---------------------------------------------------------------- what both directions share
@@ -84,6 +88,8 @@ struct Mapping {
     static constexpr u32 TILE = THREADS / COLUMNS;  // rows
     static constexpr u32 R = TILE < 4 ? TILE : 4;   // rows that are multiplied at a time
     static_assert(TILE % R == 0 && R % 2 == 0, "rows of a tile are multiplied R at a time");
+    // Of what is added up, by turns, so that one barrier a tile is enough. Of 16 warps two would take more than 48 KiB.
+    static constexpr u32 BUFFERS = WARPS < 16 ? 2 : 1;
 };
 
 // A number of R rows in shared memory.
@@ -145,7 +151,8 @@ __device__ __forceinline__ void persistent_forward(const T* u, const float* pre,
     constexpr u32 TILE = Mapping<WARPS>::TILE;
     constexpr u32 R = Mapping<WARPS>::R;
     __shared__ Rows<R> left[WARPS][WARP];
-    __shared__ __align__(8) float pieces[WARPS][TILE][COLUMNS];
+    constexpr u32 BUFFERS = Mapping<WARPS>::BUFFERS;
+    __shared__ __align__(8) float pieces_of[BUFFERS][WARPS][TILE][COLUMNS];
     const u32 lane = threadIdx.x % WARP;
     const u32 warp = threadIdx.x / WARP;
     const u32 first_unit = blockIdx.x * UNITS;
@@ -174,6 +181,7 @@ __device__ __forceinline__ void persistent_forward(const T* u, const float* pre,
     const u32 gate = gate_of(threadIdx.x);
     const u32 k = warp * WARP + lane;
     const u64 state_step = (u64)batch * hidden;
+    u32 turn = 0;
     for (u32 s = 0; s < t; ++s) {
         for (u32 tile = first_row; tile < end_row; tile += TILE) {
             const u32 row = tile + tile_row;
@@ -182,6 +190,9 @@ __device__ __forceinline__ void persistent_forward(const T* u, const float* pre,
             const u64 column = ((u64)s * batch + row) * columns + gate * hidden + unit;
             const float given = inside ? pre[column] : 0.0f;
             const float c_prev = inside ? c[state] : 0.0f;
+            // Where the others wait for it: known before it is.
+            T* h_to = held(h + state + state_step);
+            auto& pieces = pieces_of[turn];
 
             const T* from = h + ((u64)s * batch + tile) * hidden + k;
 #pragma unroll
@@ -221,16 +232,20 @@ __device__ __forceinline__ void persistent_forward(const T* u, const float* pre,
                 const float sum = (piece[0] + piece[NEXT]) + (piece[2 * NEXT] + piece[3 * NEXT]);
                 total = quad * WARP < hidden ? total + sum : total;
             }
-            // The pieces are written anew.
-            __syncthreads();
+            if constexpr (BUFFERS == 1) {
+                // The pieces are written anew.
+                __syncthreads();
+            } else {
+                turn ^= 1;
+            }
 
             const float gate_value = squash(total, Squash(gate == GATE_G)).value();
             const GateValues v = exchange(gate_value);
             // All four lanes of the unit compute its state.
             const float c_now = fmaf(v.f, c_prev, v.i * v.g);
             const float h_now = squash(c_now, Squash(true)).product(v.o);
+            publish_if(inside && gate == GATE_I, h_to, h_now);
             if (inside) {
-                if (gate == GATE_I) publish(h + state + state_step, h_now);
                 if (gate == GATE_F) c[state + state_step] = c_now;
                 gates[column] = narrow<T>(gate_value);
             }
@@ -250,7 +265,8 @@ __device__ __forceinline__ void persistent_backward(const T* u, const T* gates, 
     constexpr u32 R = Mapping<WARPS>::R;
     constexpr u32 PIECES = 4;  // of a warp
     __shared__ Rows<R> left[WARPS][4 * FOURS_PITCH];
-    __shared__ float quads[WARPS][TILE][UNITS];
+    constexpr u32 BUFFERS = Mapping<WARPS>::BUFFERS;
+    __shared__ float quads_of[BUFFERS][WARPS][TILE][UNITS];
     const u32 lane = threadIdx.x % WARP;
     const u32 warp = threadIdx.x / WARP;
     const u32 piece = lane / (WARP / PIECES);
@@ -281,6 +297,7 @@ __device__ __forceinline__ void persistent_backward(const T* u, const T* gates, 
     const u32 gate = gate_of(threadIdx.x);
     const u32 k = (warp * WARP + lane) * 4;
     const u64 state_step = (u64)batch * hidden;
+    u32 turn = 0;
     for (u32 s = t; s-- > 0;) {
         const bool last = s + 1 == t;
         for (u32 tile = first_row; tile < end_row; tile += TILE) {
@@ -301,8 +318,11 @@ __device__ __forceinline__ void persistent_backward(const T* u, const T* gates, 
             const float slope = gate_slope(gate, GateBits(gate), value, v, c_prev, tanh_c);
             const float of_state = state_slope(v.o, tanh_c);
 
+            T* dpre_to = held(dpre + column);
+
             float total = 0.0f;
             if (!last) {
+                auto& quads = quads_of[turn];
                 const T* from = dpre + ((u64)(s + 1) * batch + tile) * columns + k;
 #pragma unroll
                 for (u32 at = 0; at < TILE; at += R) {
@@ -354,16 +374,18 @@ __device__ __forceinline__ void persistent_backward(const T* u, const T* gates, 
                 for (u32 w = 0; w < WARPS; ++w) {
                     total += quads[w][tile_row][own_unit];
                 }
-                // The sums are written anew.
-                __syncthreads();
+                if constexpr (BUFFERS == 1) {
+                    // The sums are written anew.
+                    __syncthreads();
+                } else {
+                    turn ^= 1;
+                }
             }
             if (dh) total += dh_own;
             if (last && dh_last) total += dh_more;
             const float d = gate_backward(gate, slope, of_state, v.f, total, dc_now);
-            if (inside) {
-                publish(dpre + column, d);
-                if (gate == GATE_I) dc0[own] = dc_now;
-            }
+            publish_if(inside, dpre_to, d);
+            if (inside && gate == GATE_I) dc0[own] = dc_now;
             // dc0 is read by the unit's other lanes.
             __syncwarp();
         }

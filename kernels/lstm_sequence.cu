@@ -89,39 +89,49 @@ __device__ __forceinline__ void sequence_forward(const T* h0, const float* c0, c
     float kept[KEPT];
     load_halves(u, hidden, unit, gate, kept);
 
-    // Of 128 units no register is left for what can be made anew.
-    const auto thread = [&]() { return KEPT < HP ? anew(threadIdx.x) : threadIdx.x; };
-    const auto step = [&]() { return (u64)(KEPT < HP ? anew(batch) : batch) * hidden; };
-    // The place in pre and gates that belongs to one in h and c.
-    const auto column = [&](u64 state) {
-        // Also not for this, of 16 bits, whose rounding takes one.
-        const u32 own = sizeof(T) < sizeof(float) ? thread() : threadIdx.x;
-        return GATES * state + (int)(gate_of(own) * hidden - 3 * unit_of(own));
-    };
-    float next = valid && t > 0 ? pre[column(state)] : 0.0f;
-    // Of h's two rows one is read and the other written, by turns: this one, or 0, is read.
-    u32 turn = 0;
+    // Where the time step under way lies. Of 128 units no register is left for what can be made anew: steps, and a place in one array from
+    // that in another.
+    const auto step = [&](u32 width) { return KEPT < HP ? (u64)batch * width : held((u64)batch * width); };
+    const u64 gate_step = step(GATES * hidden);
+    const u64 state_step = step(hidden);
+    const u64 first = (u64)row * GATES * hidden + gate * hidden + unit;
+    const float* pre_at = pre + first;
+    T* gates_at = gates + first;
+    T* h_at = h + state + state_step;
+    float* c_at = c + state + state_step;
+    const Squash kind(gate == GATE_G);
+    const bool is_i = gate == GATE_I;
+    const bool is_f = gate == GATE_F;
+    // Of h's two rows one is read and the other written, by turns.
+    Place from = h_shared[0] + 4 * half_of(gate);
+    Place to = h_shared[1] + place_of(unit);
+    u32 apart = HP;
+    float next = valid && t > 0 ? *pre_at : 0.0f;
     for (u32 left = t; left > 0; --left) {
         const float given = next;
-        next = valid && left > 1 ? pre[column(state + step())] : 0.0f;
-        const float* h_prev = h_shared[0] + turn + 4 * half_of(gate);
         Halves sums;
-        sums.add_all([&](u32 m) { return h_prev + 8 * m; }, kept);
+        sums.add_all([&](u32 m) { return from + 8 * m; }, kept);
         if constexpr (KEPT < HP) {
-            add_streamed<(HP - KEPT) / 8, THREADS>(staged_u, staged / 8, sums, [&](u32 m) { return h_prev + KEPT + 8 * m; }, streamed);
+            add_streamed<(HP - KEPT) / 8, THREADS>(staged_u, staged / 8, sums, [&](u32 m) { return from + (KEPT + 8 * m); }, streamed);
         }
         const float sum = given + sums.sum(GATES_APART);
-        const float gate_value = squash(sum, Squash(gate_of(thread()) == GATE_G)).value();
+        pre_at += gate_step;
+        next = load_if(valid && left > 1, pre_at);
+        const float gate_value = squash(sum, KEPT < HP ? Squash(gate_of(anew(threadIdx.x)) == GATE_G) : kind).value();
         const GateValues v = exchange(gate_value);
         // All four lanes of the unit compute its state.
         c_now = fmaf(v.f, c_now, v.i * v.g);
         const float h_now = as_stored<T>(squash(c_now, Squash(true)).product(v.o));
-        turn ^= HP;
-        store_if(gate == GATE_I, h_shared[0] + turn + place_of(unit_of(thread())), h_now);
-        if (valid) gates[column(state)] = narrow<T>(gate_value);
-        state += step();
-        if (valid && gate == GATE_I) h[state] = narrow<T>(h_now);
-        if (valid && gate == GATE_F) c[state] = c_now;
+        store_if(is_i, to, h_now);
+        if (valid) *(KEPT < HP ? gates + ((pre_at - pre) - gate_step) : gates_at) = narrow<T>(gate_value);
+        if (valid && is_i) *(KEPT < HP ? h + (c_at - c) : h_at) = narrow<T>(h_now);
+        if (valid && is_f) *c_at = c_now;
+        gates_at += gate_step;
+        h_at += state_step;
+        c_at += state_step;
+        from += apart;
+        to -= apart;
+        apart = 0 - apart;
         __syncthreads();
     }
 }
@@ -150,10 +160,43 @@ __device__ __forceinline__ float4 back_four(const T* u, u32 hidden, u32 unit, u3
     return make_float4(one.x, one.y, two.x, two.y);
 }
 
+// Whether pairs are stored as such; hidden is even then.
+template <bool PAIRS>
+__device__ __forceinline__ void store_two(float* row, u32 unit, u32 hidden, float x, float y) {
+    if constexpr (PAIRS) {
+        if (unit < hidden) *(float2*)(row + unit) = make_float2(x, y);
+    } else {
+        if (unit < hidden) row[unit] = x;
+        if (unit + 1 < hidden) row[unit + 1] = y;
+    }
+}
+
+// A tile of a matrix [n, 4·hidden] whose columns are in the order of column_place.
+template <bool PAIRS, u32 HP, u32 N>
+__device__ __forceinline__ void store_tile(float* to, const Tile<N>& tile, const Columns<HP>& own, u32 n, u32 hidden) {
+    const u32 unit = column_place(own.four);
+    to += ((u64)own.first_row() * GATES + own.gate) * hidden;
+#pragma unroll
+    for (u32 k = 0; k < N; ++k) {
+        if (own.first_row() + own.further(k) >= n) continue;
+        float* row = to + (u64)own.further(k) * GATES * hidden;
+        store_two<PAIRS>(row, unit, hidden, tile.sum[k][0], tile.sum[k][1]);
+        store_two<PAIRS>(row, unit + 16, hidden, tile.sum[k][2], tile.sum[k][3]);
+    }
+}
+
 // What backward reads of one time step: the thread's own gate, its unit's state before the step, the gradient by its unit's
 // output, and its share of the row's previous output and input.
 struct Read {
     float gate, c_prev, dh, h_prev, x;
+};
+
+// What backward exchanges in shared memory, by turns in one of two: a time step's dpre, and what dU and dW multiply it with.
+template <u32 HP, u32 EP, bool SUMS>
+struct Exchanged {
+    float dpre[GateRow<HP>::ROW];  // by column_place
+    float h[SUMS ? HP : 4];
+    float x[EP > 0 ? EP : 4];
 };
 
 // EP: how many input columns dW is summed for (0: none). SUMS: dU and db are summed.
@@ -163,124 +206,145 @@ __device__ __forceinline__ void sequence_backward(const T* x, const T* u, const 
                                                   float* dc0, float* partials, u32 t, u32 batch, u32 e, u32 hidden, u64 stride,
                                                   u32 staged) {
     constexpr u32 THREADS = GATES * HP;
-    __shared__ __align__(16) float dpre_shared[2][GateRow<HP>::ROW];
-    __shared__ __align__(16) float h_shared[2][SUMS ? HP : 1];
-    __shared__ __align__(16) float x_shared[2][EP > 0 ? EP : 1];
+    typedef Exchanged<HP, EP, SUMS> Buffer;
+    __shared__ __align__(16) Buffer buffers[2];
     extern __shared__ __align__(16) float staged_u[];
     const u32 unit = unit_of(threadIdx.x);
     const u32 gate = gate_of(threadIdx.x);  // also the slice of U
     const u32 half = unit / UNITS_APART % 2;
     const bool valid = unit < hidden;
+    const bool has_h = SUMS && threadIdx.x < hidden;
+    const bool has_x = EP > 0 && threadIdx.x < e;
     const u32 columns = GATES * hidden;
     const u32 col = gate * hidden + unit;
-    const u32 place = gate * GateRow<HP>::GATE + column_place(unit);  // in a GateRow
 
     float kept[KEPT];
     load_fours(kept, [&](u32 n) { return back_four<HP>(u, hidden, unit, gate, half, n / 2, n % 2 != 0); });
     const auto streamed = [&](u32 m, bool other) { return back_four<HP>(u, hidden, unit, gate, half, KEPT / 8 + m, other); };
     if constexpr (KEPT < HP) stage<THREADS>(staged_u, staged / 8, streamed);
-    if (SUMS && threadIdx.x < HP) {
-        h_shared[0][threadIdx.x] = 0.0f;
-        h_shared[1][threadIdx.x] = 0.0f;
-    }
-    if (EP > 0 && threadIdx.x < EP) {
-        x_shared[0][threadIdx.x] = 0.0f;
-        x_shared[1][threadIdx.x] = 0.0f;
-    }
+    if (SUMS && threadIdx.x < HP) buffers[0].h[threadIdx.x] = buffers[1].h[threadIdx.x] = 0.0f;
+    if (EP > 0 && threadIdx.x < EP) buffers[0].x[threadIdx.x] = buffers[1].x[threadIdx.x] = 0.0f;
     __syncthreads();
 
-    float du[SUMS ? HP : 1];
-    float dw[EP > 0 ? EP : 1];
+    const Columns<HP> own(threadIdx.x);
+    Tile<(SUMS ? HP / 4 : 4)> du = {};
+    Tile<(EP > 0 ? EP / 4 : 4)> dw = {};
     float db = 0.0f;
-#pragma unroll
-    for (u32 k = 0; k < (SUMS ? HP : 1); ++k) du[k] = 0.0f;
-#pragma unroll
-    for (u32 k = 0; k < (EP > 0 ? EP : 1); ++k) dw[k] = 0.0f;
 
-    u32 buffer = 0;
-    const u64 state_step = (u64)batch * hidden;
+    // Where the thread writes and reads in one of the buffers, and how far away the other one is.
+    Place dpre_to = buffers[0].dpre + gate * GateRow<HP>::GATE + column_place(unit);
+    Place dpre_from = buffers[0].dpre + back_place<HP>(0, gate, half);
+    Place left_to = buffers[0].h + threadIdx.x;
+    Place left_from = buffers[0].h + 4 * own.quarter;
+    Place right_from = buffers[0].dpre + own.gate * GateRow<HP>::GATE + own.four;
+    u32 apart = sizeof(Buffer) / sizeof(float);
+    // How far the time step before is, as in forward.
+    const auto step = [&](u32 width) { return KEPT < HP ? (u64)batch * width : held((u64)batch * width); };
+    const u64 gate_step = step(columns);
+    const u64 state_step = step(hidden);
+    const u64 x_step = step(e);
     for (u32 row = blockIdx.x; row < batch; row += gridDim.x) {
         const u64 state = (u64)row * hidden + unit;
         float dh_now = valid && dh_last ? dh_last[state] : 0.0f;
         float dc_now = valid && dc_last ? dc_last[state] : 0.0f;
-        // What a time step reads from global memory is asked for two steps ahead.
-        const auto read = [&](u32 s) {
-            const u64 at = state + s * state_step;
-            const u64 token = (u64)s * batch + row;
+        // Where the time step lies that is asked for next, the last one first, and of dpre the one under way.
+        const u64 last = (u64)(t > 0 ? t - 1 : 0) * batch + row;
+        const T* gate_at = gates + last * columns + col;
+        const float* c_at = c + last * hidden + unit;
+        const float* dh_at = (dh ? dh : c) + last * hidden + unit;
+        const T* h_at = h + last * hidden + threadIdx.x;
+        const T* x_at = x + last * e + threadIdx.x;
+        T* dpre_at = dpre + last * columns + col;
+        const auto read = [&](bool there) {
             Read read = {};
-            read.gate = valid ? widen(gates[token * columns + col]) : 0.0f;
-            read.c_prev = valid ? c[at] : 0.0f;
-            read.dh = valid && dh ? dh[at] : 0.0f;
-            if (SUMS) read.h_prev = threadIdx.x < hidden ? widen(h[token * hidden + threadIdx.x]) : 0.0f;
-            if (EP > 0) read.x = threadIdx.x < e ? widen(x[token * e + threadIdx.x]) : 0.0f;
+            if (there && valid) {
+                read.gate = widen(*gate_at);
+                read.c_prev = *c_at;
+            }
+            if (there && valid && dh) read.dh = *(KEPT < HP ? dh + (c_at - c) : dh_at);
+            if (there && has_h) read.h_prev = widen(*h_at);
+            if (there && has_x) read.x = widen(*x_at);
+            gate_at -= gate_step;
+            c_at -= state_step;
+            dh_at -= state_step;
+            h_at -= state_step;
+            x_at -= x_step;
             return read;
         };
-        Read next = {};
-        Read later = {};
-        if (t > 0) next = read(t - 1);
-        if (t > 1) later = read(t - 2);
+        Read now = read(t > 0);
+        // What a time step reads from global memory is asked for two steps ahead.
+        Read next = read(t > 1);
         // What a step needs besides dh and dc, ready before they are.
-        float c_now = valid ? c[state + t * state_step] : 0.0f;
+        float c_now = valid ? c[state + (u64)t * batch * hidden] : 0.0f;
         float slope, of_state, f;
-        const auto prepare = [&]() {
-            const GateValues v = exchange(next.gate);
+        const auto prepare = [&](const Read& step) {
+            const GateValues v = exchange(step.gate);
             const float tanh_c = strict_tanh(c_now);
-            slope = gate_slope(gate, GateBits(gate), next.gate, v, next.c_prev, tanh_c);
+            slope = gate_slope(gate, GateBits(gate), step.gate, v, step.c_prev, tanh_c);
             of_state = state_slope(v.o, tanh_c);
             f = v.f;
-            c_now = next.c_prev;
+            c_now = step.c_prev;
         };
-        prepare();
-        for (u32 s = t; s-- > 0;) {
-            const Read now = next;
-            next = later;
-            if (s > 1) later = read(s - 2);
+        prepare(now);
+        for (u32 left = t; left > 0; --left) {
             dh_now += now.dh;
-            if (SUMS && threadIdx.x < hidden) h_shared[buffer][threadIdx.x] = now.h_prev;
-            if (EP > 0 && threadIdx.x < e) x_shared[buffer][threadIdx.x] = now.x;
-
+            if constexpr (SUMS) store_if(has_h, left_to, now.h_prev);
+            if constexpr (EP > 0) store_if(has_x, left_to + HP, now.x);
             const float dpre_own = as_stored<T>(gate_backward(gate, slope, of_state, f, dh_now, dc_now));
-            dpre_shared[buffer][place] = dpre_own;
+            store_shared1(dpre_to, dpre_own);
             __syncthreads();
 
-            const float* dpre_all = dpre_shared[buffer] + back_place<HP>(0, gate, half);
             Halves sums;
-            sums.add_all([&](u32 m) { return dpre_all + back_place<HP>(m, 0, 0); }, kept);
+            sums.add_all([&](u32 m) { return dpre_from + back_place<HP>(m, 0, 0); }, kept);
             if constexpr (KEPT < HP) {
                 add_streamed<(HP - KEPT) / 8, THREADS>(
-                    staged_u, staged / 8, sums, [&](u32 m) { return dpre_all + back_place<HP>(KEPT / 8 + m, 0, 0); }, streamed);
+                    staged_u, staged / 8, sums, [&](u32 m) { return dpre_from + back_place<HP>(KEPT / 8 + m, 0, 0); }, streamed);
             }
-            if (valid) dpre[((u64)s * batch + row) * columns + col] = narrow<T>(dpre_own);
-            // Of the step to come, meanwhile; of none at s = 0, which is cheaper than a branch.
-            prepare();
+            if (valid) *(KEPT < HP ? dpre + ((gate_at - gates) + 2 * gate_step) : dpre_at) = narrow<T>(dpre_own);
+            dpre_at -= gate_step;
+            // Of the step to come, meanwhile; of none at the last one, which is cheaper than a branch.
+            now = next;
+            if constexpr (KEPT == HP) next = read(left > 2);
+            prepare(now);
             dh_now = sum_slices(sums.sum(UNITS_APART));
+            // Of 128 units here, where registers are free.
+            if constexpr (KEPT < HP) next = read(left > 2);
 
             if constexpr (SUMS) {
-                add_column((const float4*)h_shared[buffer], dpre_own, du);
+                const float4 right = shared4(right_from);
+                Row<HP / 4> h_part;
+                h_part.load_quarter(left_from);
+                du.add(h_part, right);
+                if constexpr (EP > 0) {
+                    Row<EP / 4> x_part;
+                    x_part.load_quarter(left_from + HP);
+                    dw.add(x_part, right);
+                }
                 db += dpre_own;
             }
-            if constexpr (EP > 0) add_column((const float4*)x_shared[buffer], dpre_own, dw);
             // The other buffer was last read before the barrier above.
-            buffer ^= 1;
+            dpre_to += apart;
+            dpre_from += apart;
+            left_to += apart;
+            left_from += apart;
+            right_from += apart;
+            apart = 0 - apart;
         }
         if (valid && gate == GATE_I && dh0) dh0[state] = dh_now;
         if (valid && gate == GATE_F && dc0) dc0[state] = dc_now;
     }
 
-    if (SUMS && valid) {
+    if constexpr (SUMS) {
         partials += blockIdx.x * stride;
-        if constexpr (EP > 0) {
-#pragma unroll
-            for (u32 k = 0; k < EP; ++k) {
-                if (k < e) partials[(u64)k * columns + col] = dw[k];
-            }
+        // Decided once: every row of the sums would ask again.
+        if (hidden % 2 == 0) {
+            if constexpr (EP > 0) store_tile<true>(partials, dw, own, e, hidden);
+            store_tile<true>(partials + (u64)e * columns, du, own, hidden, hidden);
+        } else {
+            if constexpr (EP > 0) store_tile<false>(partials, dw, own, e, hidden);
+            store_tile<false>(partials + (u64)e * columns, du, own, hidden, hidden);
         }
-        partials += (u64)e * columns;
-#pragma unroll
-        for (u32 k = 0; k < HP; ++k) {
-            if (k < hidden) partials[(u64)k * columns + col] = du[k];
-        }
-        partials[(u64)hidden * columns + col] = db;
+        if (valid) partials[(u64)(e + hidden) * columns + col] = db;
     }
 }
 

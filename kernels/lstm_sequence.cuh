@@ -111,10 +111,10 @@ __device__ __forceinline__ float recur(const float* h, const float (&u)[HP], flo
 // A unit's four lanes share dpre·Uᵀ of its row of U, padded to 4·HP columns by gates: slice s, of gate s' lane, has the columns
 // 16j + 4s + i, chain i. Four of them never lie in two gates.
 
-// Where group j of slice s lies in a GateRow, in float4.
+// Where group j of slice 0 lies in a GateRow, in float4; slice s lies s further.
 template <u32 HP>
-__device__ __forceinline__ u32 slice_place(u32 j, u32 slice) {
-    return 16 * j / HP * (GateRow<HP>::GATE / 4) + 16 * j % HP / 4 + slice;
+__device__ __forceinline__ constexpr u32 group_place(u32 j) {
+    return 16 * j / HP * (GateRow<HP>::GATE / 4) + 16 * j % HP / 4;
 }
 
 // The thread's slice of row `unit` of U. One load a group where H is a multiple of 4 (U begins at a multiple of 16 bytes).
@@ -127,12 +127,12 @@ __device__ __forceinline__ void load_slice(const T* u, u32 unit, u32 hidden, u32
     });
 }
 
-// chain[i] += dpre · the slice.
+// chain[i] += dpre · the slice; dpre: the row from the slice on.
 template <u32 HP>
 __device__ __forceinline__ void add_slice(const float4* dpre, const float (&kept)[HP], float (&chain)[4]) {
 #pragma unroll
     for (u32 j = 0; j < HP / 4; ++j) {
-        const float4 part = shared4(dpre + slice_place<HP>(j, 0));
+        const float4 part = shared4(dpre + group_place<HP>(j));
         chain[0] = fmaf(part.x, kept[4 * j + 0], chain[0]);
         chain[1] = fmaf(part.y, kept[4 * j + 1], chain[1]);
         chain[2] = fmaf(part.z, kept[4 * j + 2], chain[2]);
@@ -149,18 +149,81 @@ __device__ __forceinline__ float sum_slices(float slice) {
     return (slice + by_1) + (by_2 + by_3);
 }
 
-// sum[4j + i] += left[j].i · right: a thread's column of an outer product.
+// ---------------------------------------------------------------- outer products
+//
+// Of a row of h or x with dpre, the sums over time steps: a thread has four columns and a quarter of the rows, so that it multiplies more
+// numbers than it asks shared memory for. Neighbouring lanes have the same columns, the next but one the same rows: both are read in
+// two passes.
+
+// N numbers of shared memory in registers.
 template <u32 N>
-__device__ __forceinline__ void add_column(const float4* left, float right, float (&sum)[N]) {
+struct Row {
+    float4 fours[N / 4];
+
+    __device__ __forceinline__ void load(const float* from) {
 #pragma unroll
-    for (u32 j = 0; j < N / 4; ++j) {
-        const float4 part = shared4(left + j);
-        sum[4 * j + 0] = fmaf(part.x, right, sum[4 * j + 0]);
-        sum[4 * j + 1] = fmaf(part.y, right, sum[4 * j + 1]);
-        sum[4 * j + 2] = fmaf(part.z, right, sum[4 * j + 2]);
-        sum[4 * j + 3] = fmaf(part.w, right, sum[4 * j + 3]);
+        for (u32 j = 0; j < N / 4; ++j) fours[j] = shared4(from + 4 * j);
     }
-}
+
+    // Of 4·N every fourth four, from the first on: the rows of Columns.
+    __device__ __forceinline__ void load_quarter(Place from) {
+#pragma unroll
+        for (u32 j = 0; j < N / 4; ++j) fours[j] = shared4(from + 16 * j);
+    }
+};
+
+// What a thread of 4·HP has: columns [four, four + 4) of a gate, every fourth four of the rows.
+template <u32 HP>
+struct Columns {
+    u32 quarter, gate, four;
+
+    __device__ __forceinline__ explicit Columns(u32 thread) : quarter(thread % 2 + thread / 4 % 2 * 2) {
+        const u32 group = thread / 8 * 2 + thread / 2 % 2;
+        gate = group / (HP / 4);
+        four = group % (HP / 4) * 4;
+    }
+
+    // Row k of the thread's N is this one and so many further. (No bit is in both.)
+    __device__ __forceinline__ u32 first_row() const { return 4 * quarter; }
+    static __device__ __forceinline__ constexpr u32 further(u32 k) { return k / 4 * 16 + k % 4; }
+};
+
+// The sums of a thread's N rows.
+template <u32 N>
+struct Tile {
+    float sum[N][4];
+
+    __device__ __forceinline__ void add(const Row<N>& left, float4 right) {
+#pragma unroll
+        for (u32 j = 0; j < N / 4; ++j) {
+            const float4 part = left.fours[j];
+            const float parts[4] = {part.x, part.y, part.z, part.w};
+#pragma unroll
+            for (u32 i = 0; i < 4; ++i) {
+                float* row = sum[4 * j + i];
+                row[0] = fmaf(parts[i], right.x, row[0]);
+                row[1] = fmaf(parts[i], right.y, row[1]);
+                row[2] = fmaf(parts[i], right.z, row[2]);
+                row[3] = fmaf(parts[i], right.w, row[3]);
+            }
+        }
+    }
+
+    __device__ __forceinline__ float4 four(u32 k) const { return make_float4(sum[k][0], sum[k][1], sum[k][2], sum[k][3]); }
+
+    // Whether all are finite; what is padded is 0, or like the rest where h or x is not finite.
+    __device__ __forceinline__ bool all_finite() const {
+        bool finite = true;
+#pragma unroll
+        for (u32 k = 0; k < N; ++k) {
+#pragma unroll
+            for (u32 i = 0; i < 4; ++i) finite &= is_finite(sum[k][i]);
+        }
+        return finite;
+    }
+};
+
+// ---------------------------------------------------------------- gates
 
 // A unit's four gates, in each of its lanes.
 __device__ __forceinline__ GateValues exchange(float own) {
